@@ -1,0 +1,132 @@
+"""The unified information stream: what happens to sessions, as typed rows (mars.md §4.1).
+
+One row is ten integers. ``FIELDS`` names the payload integers of each kind; the same table
+writes ``events.parquet``, builds the ``Event`` objects policies see, and goes over the wire.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+EVENTS_VERSION = 1
+NUM_PAYLOAD = 6
+
+
+class Kind(IntEnum):
+    """Event kinds; the value is stored, the name is written to files."""
+
+    SESSION_ARRIVE = 0
+    SESSION_ADMIT = 1
+    SESSION_END = 2
+    TURN_READY = 3
+    GPU_SUBMIT = 4
+    GPU_SCHED_FIRST = 5
+    GPU_FIRST_TOKEN = 6
+    GPU_PREEMPT = 7
+    GPU_RESUME = 8
+    GPU_END = 9
+    KV_PIN = 10
+    KV_UNPIN = 11
+    TOOL_ENQUEUED = 12
+    TOOL_START = 13
+    TOOL_END = 14
+    KV_STATS = 15
+    CPU_STATS = 16
+    CTL_CPU_PRESSURE = 17
+    CTL_KV_PRESSURE = 18
+    CTL_WINDOW = 19
+    RUN_END = 20
+
+
+class Status(IntEnum):
+    """How a session ended."""
+
+    OK = 0
+    TOO_LARGE = 1
+    """Its context does not fit the KV cache or the model: rejected, counted as failed."""
+    ERROR = 2
+    TIMEOUT = 3
+
+
+class Unpin(IntEnum):
+    """Why retained KV was given up."""
+
+    RETURN = 0
+    EXPIRE = 1
+    PRESSURE = 2
+    END = 3
+
+
+FIELDS: dict[Kind, tuple[str, ...]] = {
+    Kind.SESSION_ARRIVE: ("prompt_tokens", "parent", "parent_turn"),
+    Kind.SESSION_ADMIT: ("window", "mode"),
+    Kind.SESSION_END: ("status",),
+    Kind.TURN_READY: ("prompt_tokens",),
+    Kind.GPU_SUBMIT: ("prompt_tokens", "blocks"),
+    Kind.GPU_SCHED_FIRST: ("cached_tokens", "uncached_tokens"),
+    Kind.GPU_FIRST_TOKEN: (),
+    Kind.GPU_PREEMPT: ("lost_tokens", "blocks"),
+    Kind.GPU_RESUME: ("cached_tokens", "uncached_tokens"),
+    Kind.GPU_END: (
+        "output_tokens",
+        "cached_tokens",
+        "prefilled_tokens",
+        "recomputed_tokens",
+        "num_tools",
+        "is_last",
+    ),
+    Kind.KV_PIN: ("blocks", "until_ps"),
+    Kind.KV_UNPIN: ("blocks", "reason", "held_ps"),
+    Kind.TOOL_ENQUEUED: ("name", "tool_class"),
+    Kind.TOOL_START: ("name", "tool_class"),
+    Kind.TOOL_END: ("name", "tool_class", "error", "cpu_ps"),
+    Kind.KV_STATS: (
+        "free_blocks",
+        "referenced_blocks",
+        "pinned_blocks",
+        "cached_blocks",
+        "mean_referenced_mblocks",
+        "evicted_blocks",
+    ),
+    Kind.CPU_STATS: ("running", "queued", "busy_core_ps", "gpu_busy_ps"),
+    Kind.CTL_CPU_PRESSURE: ("on",),
+    Kind.CTL_KV_PRESSURE: ("on",),
+    Kind.CTL_WINDOW: ("window", "cpu_cap", "kv_cap"),
+    Kind.RUN_END: (
+        "steps",
+        "evicted_blocks",
+        "preemptions",
+        "gpu_busy_ps",
+        "num_blocks",
+        "tool_cores",
+    ),
+}
+"""Payload names by kind (at most NUM_PAYLOAD). ``name`` and ``tool_class`` are indices into the
+log's string table; ``parent`` is a session index or -1; blocks and tokens are counts.
+
+KV_STATS: ``referenced`` = held by running turns, ``pinned`` = held for returning sessions,
+``cached`` = evictable with reusable content, ``free`` = evictable, cached ones included;
+``mean_referenced_mblocks`` = time-weighted mean of referenced + pinned since the previous
+sample, in 1/1000 block; ``evicted_blocks`` since the previous sample."""
+
+
+class Event(NamedTuple):
+    """One event as policies receive it. ``args`` follows ``FIELDS[kind]``."""
+
+    time_s: float
+    kind: Kind
+    session: int
+    turn: int
+    call: int
+    args: tuple[int, ...]
+    name: str = ""
+    """Tool name for tool events."""
+    tool_class: str = ""
+
+    def get(self, field: str) -> int:
+        """Payload value by its name in ``FIELDS``; KeyError if this kind has no such field."""
+        names = FIELDS[self.kind]
+        if field not in names:
+            raise KeyError(f"{self.kind.name} has no field {field!r}")
+        return self.args[names.index(field)]
