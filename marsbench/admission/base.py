@@ -133,7 +133,8 @@ class ToolCallView(Protocol):
 
 class ToolDispatchPolicy(Protocol):
     """Orders the tool queue. With ``slots`` None every call starts at once and the operating
-    system shares the cores (oversubscription)."""
+    system shares the cores (oversubscription).
+    """
 
     def on_event(self, event: Event) -> None: ...
 

@@ -91,7 +91,8 @@ class CoreListener(Protocol):
     ) -> None:
         """``at_ps`` = end of the step that made the last token. ``prefilled`` = prompt tokens
         computed, ``recomputed`` = those of them whose KV the session had had before, ``cached`` =
-        prefix hit when first scheduled."""
+        prefix hit when first scheduled.
+        """
         ...
 
     def on_pin(
@@ -128,7 +129,8 @@ class StepTrace(Protocol):
         free_blocks: int,
     ) -> None:
         """``scheduled`` = (session, turn, tokens) in scheduling order; ``preempted`` = (session,
-        turn); ``free_blocks`` after scheduling."""
+        turn); ``free_blocks`` after scheduling.
+        """
         ...
 
 

@@ -125,7 +125,8 @@ class SchedulingPolicy(Protocol):
 
     def shrink_chunks(self) -> bool:
         """True: if a prefill chunk's blocks cannot be had, halve the chunk (down to one block)
-        before giving up pins or preempting."""
+        before giving up pins or preempting.
+        """
         ...
 
 
@@ -159,7 +160,8 @@ class RetainedView(Protocol):
 
 class RetentionPolicy(Protocol):
     """Whether a finished turn's KV outlives it. Retention is soft: the engine takes it back
-    whenever an allocation would otherwise fail, in the order ``reclaim_key`` gives."""
+    whenever an allocation would otherwise fail, in the order ``reclaim_key`` gives.
+    """
 
     max_share: float
     """Most of the KV cache that may be pinned at once, 0..1."""
@@ -222,11 +224,11 @@ class EngineOrder:
         return ()
 
     def skip_blocked(self) -> bool:
-        """vLLM stops at the first turn that does not fit."""
+        """VLLM stops at the first turn that does not fit."""
         return False
 
     def shrink_chunks(self) -> bool:
-        """vLLM preempts at once."""
+        """VLLM preempts at once."""
         return False
 
 
