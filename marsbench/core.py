@@ -101,10 +101,10 @@ def plan_turns(session: Session) -> list[TurnPlan]:
     for turn in session.turns:
         if turn.drop_context_to is not None:
             kept = prefix if turn.kept_prefix_tokens is None else turn.kept_prefix_tokens
-            context = min(context, turn.drop_context_to)
-            reused = min(reused, kept, context)
-        prompt = max(context + turn.new_input_tokens, 1)
-        plans.append(TurnPlan(prompt, max(0, min(reused, prompt - 1)), turn.output_tokens))
+            context = max(prefix, min(context, turn.drop_context_to))
+            reused = max(prefix, min(reused, kept, context))
+        prompt = max(context + turn.new_input_tokens, prefix + 1)
+        plans.append(TurnPlan(prompt, min(reused, prompt - 1), turn.output_tokens))
         resent = round(turn.resent_output * turn.output_tokens)
         context = prompt + resent
         reused = context if turn.resent_output >= 1.0 else prompt

@@ -8,6 +8,7 @@ read-only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -92,17 +93,20 @@ class SchedulingPolicy(Protocol):
 
     reorders_running: bool
     """True if ``running_key`` is to be asked; else running turns keep engine order."""
+    resort_s: float
+    """Keys are asked before a step if a turn was submitted, finished, preempted or gave up a pin
+    since they were last asked, and at least this often (0 = every step, inf = never else)."""
 
     def on_event(self, event: Event) -> None:
         """Called for every event of the stream, before the next decision."""
         ...
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Position in the waiting queue; asked before each step that could admit a turn."""
+        """Position in the waiting queue (see ``resort_s``)."""
         ...
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Position among running turns; asked before each step in which it can matter."""
+        """Position among running turns (see ``resort_s``)."""
         ...
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
@@ -164,7 +168,10 @@ class RetentionPolicy(Protocol):
     """
 
     max_share: float
-    """Most of the KV cache that may be pinned at once, 0..1."""
+    """Most of the KV cache that may be pinned at once, 0..1 (a shared prefix counts in each pin)."""
+    review_s: float
+    """``review`` is asked before a step if anything was submitted, finished, preempted or pinned
+    since it was last asked, and at least this often while pins exist."""
 
     def on_event(self, event: Event) -> None: ...
 
@@ -198,6 +205,7 @@ class EngineOrder:
     """The null scheduling policy: vLLM's own order, quantum and victim."""
 
     reorders_running = False
+    resort_s = math.inf
 
     def on_event(self, event: Event) -> None:
         """Nothing to learn."""
@@ -236,6 +244,7 @@ class NoRetention:
     """The null retention policy: a finished turn's blocks go to the prefix cache's LRU."""
 
     max_share = 0.0
+    review_s = math.inf
 
     def on_event(self, event: Event) -> None:
         """Nothing to learn."""
