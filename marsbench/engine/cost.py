@@ -1,0 +1,225 @@
+"""How long an engine step takes, in integer picoseconds: a roofline of four counts of the step.
+
+``step = max(compute, memory) + overhead`` with
+
+- ``compute = c_tok * tokens + c_pair * pairs``: matrix multiplications per new token, attention
+  per (query, key) pair;
+- ``memory = weights[tokens] + m_ctx * ctx``: bytes of weights the step touches, and of KV it reads;
+- ``overhead = o_step + o_seq * seqs``: launch, scheduling and sampling.
+
+The counts of a step that gives ``n`` new tokens to a sequence with ``c`` tokens in its cache are
+summed over its sequences: ``tokens = n``, ``pairs = n*c + n*(n+1)/2``, ``ctx = c + n``.
+
+Sliding-window layers are approximated: ``c_pair`` and ``m_ctx`` count full-attention layers only;
+a windowed layer costs a full window of pairs per token (part of ``c_tok``) and a full window of
+KV reads per sequence (part of ``o_seq``), also while the context is still shorter than the window.
+
+The six coefficients are the fitted form too: a table measured on a real engine is turned into
+coefficients and shares this class. Hot path: plain integers and no imports of ours but errors.
+"""
+
+# ruff: noqa: FURB136, PLR1730 - in this hot path a comparison beats a call of min or max
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+from marsbench.errors import ConfigError
+
+COEFFICIENTS = ("c_tok", "c_pair", "weights", "m_ctx", "o_step", "o_seq")
+
+
+class StepCost:
+    """Duration of engine steps. Immutable by convention; equal coefficients compare equal."""
+
+    __slots__ = ("c_pair", "c_tok", "last_weight", "m_ctx", "o_seq", "o_step", "weights")
+
+    def __init__(
+        self,
+        c_tok: int,
+        c_pair: int,
+        weights: tuple[int, ...],
+        m_ctx: int,
+        o_step: int,
+        o_seq: int,
+    ) -> None:
+        self.c_tok: int = c_tok
+        """ps per new token."""
+        self.c_pair: int = c_pair
+        """ps per (query, key) pair."""
+        self.weights: tuple[int, ...] = weights
+        """ps to read the weights a step of n tokens touches, by n; the last entry holds beyond.
+        One entry for a dense model; a mixture of experts touches more experts with more tokens."""
+        self.m_ctx: int = m_ctx
+        """ps per token of KV read."""
+        self.o_step: int = o_step
+        """ps per step; at least 1, so that time always moves."""
+        self.o_seq: int = o_seq
+        """ps per scheduled sequence."""
+        self.last_weight: int = len(weights) - 1
+
+    @classmethod
+    def from_coefficients(
+        cls,
+        *,
+        c_tok: int,
+        c_pair: int,
+        weights: Sequence[int],
+        m_ctx: int,
+        o_step: int,
+        o_seq: int,
+    ) -> StepCost:
+        """A checked cost from picosecond coefficients, derived or fitted."""
+        for name, value, least in (
+            ("c_tok", c_tok, 0),
+            ("c_pair", c_pair, 0),
+            ("m_ctx", m_ctx, 0),
+            ("o_step", o_step, 1),
+            ("o_seq", o_seq, 0),
+        ):
+            _check(name, value, least)
+        if not weights:
+            raise ConfigError("step cost: weights is empty; give at least one entry (ps)")
+        for tokens, value in enumerate(weights):
+            _check(f"weights[{tokens}]", value, 0)
+        return cls(c_tok, c_pair, tuple(weights), m_ctx, o_step, o_seq)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> StepCost:
+        """Inverse of ``to_dict``; ConfigError names a missing, unknown or wrong field."""
+        for name in COEFFICIENTS:
+            if name not in data:
+                raise ConfigError(f"step cost: {name} is missing (needs {', '.join(COEFFICIENTS)})")
+        for name in data:
+            if name not in COEFFICIENTS:
+                raise ConfigError(
+                    f"step cost: unknown field {name!r} (has {', '.join(COEFFICIENTS)})"
+                )
+        weights = data["weights"]
+        if not isinstance(weights, (list, tuple)):
+            raise ConfigError(
+                f"step cost: weights must be a list of integers (ps), not {weights!r}"
+            )
+        return cls.from_coefficients(
+            c_tok=_integer("c_tok", data["c_tok"]),
+            c_pair=_integer("c_pair", data["c_pair"]),
+            weights=[_integer("weights", value) for value in weights],
+            m_ctx=_integer("m_ctx", data["m_ctx"]),
+            o_step=_integer("o_step", data["o_step"]),
+            o_seq=_integer("o_seq", data["o_seq"]),
+        )
+
+    def to_dict(self) -> dict[str, int | list[int]]:
+        """The coefficients by name, ready for YAML or JSON."""
+        return {
+            "c_tok": self.c_tok,
+            "c_pair": self.c_pair,
+            "weights": list(self.weights),
+            "m_ctx": self.m_ctx,
+            "o_step": self.o_step,
+            "o_seq": self.o_seq,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StepCost) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.c_tok, self.c_pair, self.weights, self.m_ctx, self.o_step, self.o_seq))
+
+    def __repr__(self) -> str:
+        return (
+            f"StepCost(c_tok={self.c_tok}, c_pair={self.c_pair}, weights=<{len(self.weights)}>, "
+            f"m_ctx={self.m_ctx}, o_step={self.o_step}, o_seq={self.o_seq})"
+        )
+
+    def step_ps(self, tokens: int, pairs: int, ctx: int, seqs: int) -> int:
+        """Duration of one step with these counts, ps."""
+        last = self.last_weight
+        compute = self.c_tok * tokens + self.c_pair * pairs
+        memory = self.weights[tokens if tokens < last else last] + self.m_ctx * ctx
+        return (compute if compute > memory else memory) + self.o_step + self.o_seq * seqs
+
+    def decode_run_ps(self, seqs: int, ctx: int, steps: int) -> int:
+        """Duration of ``steps`` pure decode steps of ``seqs`` sequences, ps.
+
+        Step i costs ``step_ps(seqs, ctx + i*seqs, ctx + i*seqs, seqs)``: ``ctx`` counts the first
+        step's new tokens. Exact sum in closed form: compute and memory are linear in i and cross
+        at most once.
+        """
+        if steps <= 0:
+            return 0
+        last = self.last_weight
+        over = self.o_step + self.o_seq * seqs
+        compute = self.c_tok * seqs + self.c_pair * ctx + over
+        memory = self.weights[seqs if seqs < last else last] + self.m_ctx * ctx + over
+        slope_c = self.c_pair * seqs
+        slope_m = self.m_ctx * seqs
+        if compute < memory or (compute == memory and slope_c < slope_m):
+            compute, memory = memory, compute
+            slope_c, slope_m = slope_m, slope_c
+        # Now "compute" is the larger at step 0; the other overtakes if it grows faster.
+        if slope_c >= slope_m:
+            return steps * compute + slope_c * (steps * (steps - 1) // 2)
+        first = (compute - memory) // (slope_m - slope_c) + 1
+        if first >= steps:
+            return steps * compute + slope_c * (steps * (steps - 1) // 2)
+        rest = steps - first
+        head = first * compute + slope_c * (first * (first - 1) // 2)
+        tail = rest * (memory + slope_m * first) + slope_m * (rest * (rest - 1) // 2)
+        return head + tail
+
+    def decode_steps_until(self, seqs: int, ctx: int, budget_ps: int, max_steps: int) -> int:
+        """Smallest number of decode steps that lasts ``budget_ps`` or longer; at most
+        ``max_steps``, which is also the answer if none does.
+        """
+        if budget_ps <= 0 or max_steps <= 0:
+            return 0
+        last = self.last_weight
+        over = self.o_step + self.o_seq * seqs
+        compute = self.c_tok * seqs + self.c_pair * ctx + over
+        memory = self.weights[seqs if seqs < last else last] + self.m_ctx * ctx + over
+        slope_c = self.c_pair * seqs
+        slope_m = self.m_ctx * seqs
+        if compute < memory or (compute == memory and slope_c < slope_m):
+            compute, memory = memory, compute
+            slope_c, slope_m = slope_m, slope_c
+        if slope_c >= slope_m:
+            return _terms_until(compute, slope_c, budget_ps, max_steps)
+        first = (compute - memory) // (slope_m - slope_c) + 1
+        if first >= max_steps:
+            return _terms_until(compute, slope_c, budget_ps, max_steps)
+        head = first * compute + slope_c * (first * (first - 1) // 2)
+        if head >= budget_ps:
+            return _terms_until(compute, slope_c, budget_ps, first)
+        start = memory + slope_m * first
+        return first + _terms_until(start, slope_m, budget_ps - head, max_steps - first)
+
+
+def _terms_until(start: int, slope: int, target: int, most: int) -> int:
+    """Smallest n with ``n*start + slope*n*(n-1)/2 >= target`` (start >= 1), at most ``most``.
+
+    The float root of the quadratic is off by rounding only; integers settle it.
+    """
+    linear = start - 0.5 * slope
+    far = sqrt(linear * linear + 2.0 * slope * target)
+    # Two forms of one root: each is free of cancellation on its side.
+    n = int(2.0 * target / (linear + far)) if linear > 0.0 else int((far - linear) / slope)
+    if n > most:
+        n = most
+    while n > 0 and n * start + slope * (n * (n - 1) // 2) >= target:
+        n -= 1
+    while n < most and n * start + slope * (n * (n - 1) // 2) < target:
+        n += 1
+    return n
+
+
+def _check(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"step cost: {name} is {value}; it must be at least {least} (ps)")
+
+
+def _integer(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"step cost: {name} must be an integer (ps), not {value!r}")
+    return value
