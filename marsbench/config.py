@@ -1,0 +1,259 @@
+"""What an experiment is: the user's YAML files, flags and key=value pairs as one checked object."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from marsbench.errors import ConfigError
+
+Value = bool | int | float | str
+"""What a parameter of an engine, a tool model or an arrival process can be."""
+
+
+def _as_list(value: Any) -> Any:
+    """One value stands for a list of one, so ``load: 0.9`` and ``load: [0.9]`` are the same."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_block(value: Any) -> Any:
+    """A bare name stands for a block without parameters."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Numbers = Annotated[tuple[Positive, ...], BeforeValidator(_as_list)]
+Cores = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_list), Field(min_length=1)
+]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Block):
+    """A part chosen by name, with its parameters."""
+
+    name: str
+    params: dict[str, Value] = {}
+
+
+class EnginePart(Part):
+    """The engine and overrides of its flags (fields of ``EngineConfig``) for every system."""
+
+    name: str = "sim"
+
+
+class ArrivalPart(Part):
+    """The arrival process."""
+
+    name: str = "poisson"
+
+
+class ToolsPart(Part):
+    """The tool model."""
+
+    name: str = "modelled"
+    speed: Positive = 1.0
+    """How much faster a core of the tool pool is than the one the trace was recorded on."""
+
+
+class CapacitySearch(_Block):
+    """How the unit of ``load`` is measured: see ``marsbench.experiment.capacity``."""
+
+    sessions: Annotated[int, Field(ge=8)] = 96
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TuningSearch(_Block):
+    """How ``NAME-tuned`` finds its parameters: see ``marsbench.experiment.tuning``."""
+
+    sessions: Annotated[int, Field(ge=1)] = 96
+    load: Positive = 0.9
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ExperimentConfig(_Block):
+    """One experiment. Lists span a grid; every combination is a cell."""
+
+    workload: Names = ("swe-bench",)
+    """Registered names or paths of traces."""
+    system: Names = ("vllm",)
+    engine: Annotated[EnginePart, BeforeValidator(_as_block)] = EnginePart()
+    profile: Names = ("h100-nvl/qwen3-coder-30b-a3b",)
+    load: Numbers = ()
+    """Arrival rates as shares of the measured capacity."""
+    rate_per_s: Numbers = ()
+    """Arrival rates in sessions per second. Without load and rate_per_s: load 0.9."""
+    sessions: Annotated[int, Field(ge=1)] = 100
+    """Sessions per cell."""
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """Number of repetitions with other sessions and arrivals."""
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    split: Literal["all", "tuning", "reporting"] = "reporting"
+    """The half of each workload that results are reported on; ``-tuned`` systems use the other."""
+    tool_cores: Cores = (8,)
+    """Cores of the tool pool; 0 = unlimited."""
+    tools: Annotated[ToolsPart, BeforeValidator(_as_block)] = ToolsPart()
+    arrival: Annotated[ArrivalPart, BeforeValidator(_as_block)] = ArrivalPart()
+    params: dict[str, dict[str, Value]] = {}
+    """System name -> overrides of its parameters."""
+    slo: Annotated[Numbers, Field(min_length=1)] = (1.5, 2.0, 3.0, 5.0, 10.0)
+    """Goodput limits: session latency as a multiple of the session's ideal latency."""
+    driver: Literal["replay"] = "replay"
+    capacity: CapacitySearch = CapacitySearch()
+    tuning: TuningSearch = TuningSearch()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_load(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("load") and not data.get("rate_per_s"):
+            return {**data, "load": [0.9]}
+        return data
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> ExperimentConfig:
+        for key in ("workload", "system", "profile", "load", "rate_per_s", "tool_cores", "slo"):
+            values = getattr(self, key)
+            twice = {value for value in values if values.count(value) > 1}
+            if twice:
+                raise ValueError(f"{key}: {min(twice)!r} is given twice; name it once")
+        for name in self.params:
+            if name not in self.system:
+                raise ValueError(f"params.{name}: no such system in this experiment; add it")
+        return self
+
+
+def load_config(
+    files: Sequence[Path] = (),
+    *,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> ExperimentConfig:
+    """Layers from weakest to strongest: defaults, files from left to right, flags, key=value.
+
+    Blocks (mappings) merge key by key; anything else replaces what was there. Raises ConfigError
+    naming the file or option, the key, and what would be right.
+    """
+    data: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    layers = [(str(path), _read(path)) for path in files]
+    layers.append(("command line", dict(flags or {})))
+    layers += [(f"-c {text}", _assignment(text)) for text in overrides]
+    for where, layer in layers:
+        data = _merge(data, layer)
+        origin.update(dict.fromkeys(layer, where))
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, origin) from error
+
+
+def dump_config(config: ExperimentConfig) -> str:
+    """The resolved experiment as YAML; loading it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_digest(config: ExperimentConfig) -> str:
+    """Twelve hex digits that name this experiment."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a YAML experiment: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from error
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: an experiment is a mapping of keys, found {found}")
+    return {str(key): value for key, value in data.items()}
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    """``a.b=1`` as {"a": {"b": 1}}; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"-c {text}: expected key=value, for example -c engine.params.block_size=32"
+        )
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"-c {text}: the value is not valid YAML; quote it") from None
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if (
+            isinstance(old, str)
+            and isinstance(value, dict)
+            and key in {"engine", "tools", "arrival"}
+        ):
+            old = {"name": old}
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    for key in ("engine", "tools", "arrival"):
+        if isinstance(above.get(key), str) and isinstance(below.get(key), dict):
+            merged[key] = {**below[key], "name": above[key]}
+    return merged
+
+
+def _explain(error: ValidationError, origin: Mapping[str, str]) -> ConfigError:
+    """The first problem of a validation error, as one line."""
+    first = error.errors(include_url=False)[0]
+    path = [part for part in first["loc"] if not _is_union_arm(part)]
+    key = ".".join(str(part) for part in path)
+    where = origin.get(str(path[0]), "") if path else ""
+    prefix = f"{where}: " if where else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return ConfigError(f"{prefix}unknown key {key!r}{hint} (known: {', '.join(known)})")
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return ConfigError(f"{prefix}{message}")
+    value = first["input"]
+    shown = f" (got {value!r})" if isinstance(value, Value | None) else ""
+    return ConfigError(f"{prefix}{key}: {message[0].lower()}{message[1:]}{shown}")
+
+
+def _is_union_arm(part: str | int) -> bool:
+    """Pydantic adds the name of each tried type of a ``Value`` to the location."""
+    return part in {"bool", "int", "float", "str"}
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    blocks: dict[tuple[str | int, ...], type[BaseModel]] = {
+        ("engine",): EnginePart,
+        ("arrival",): ArrivalPart,
+        ("tools",): ToolsPart,
+        ("capacity",): CapacitySearch,
+        ("tuning",): TuningSearch,
+    }
+    return list(blocks.get(tuple(path), ExperimentConfig).model_fields)
