@@ -1,0 +1,74 @@
+"""KV memory: prefix hits, work done twice, occupancy, and what retention was worth."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from marsbench.events import Unpin
+from marsbench.metrics.base import Measured, Result, metric, ratio
+
+
+@metric("1", "higher")
+def prefix_cache_hit_rate(cell: Measured) -> Result:
+    """Σ cached prompt tokens ÷ Σ prompt tokens, over scheduled turns (block-granular)."""
+    turns = cell.turns[cell.turns["sched_first_s"].notna()]
+    return ratio(int(turns["cached_tokens"].sum()), int(turns["prompt_tokens"].sum()))
+
+
+@metric("1", "neither")
+def theoretical_prefix_cache_hit_rate(cell: Measured) -> Result:
+    """The same ratio with an infinite prefix cache: a property of the workload."""
+    return cell.facts.theoretical_prefix_cache_hit_rate
+
+
+@metric("tokens", "lower")
+def recomputed_tokens(cell: Measured) -> Result:
+    """Σ prompt tokens prefilled although the session had had their KV before."""
+    return int(cell.turns["recomputed_tokens"].sum())
+
+
+@metric("tokens", "lower")
+def prefilled_tokens(cell: Measured) -> Result:
+    """Σ prompt tokens prefilled."""
+    return int(cell.turns["prefilled_tokens"].sum())
+
+
+@metric("1", "lower")
+def preemptions(cell: Measured) -> Result:
+    """Times a running turn lost its KV."""
+    return int(cell.turns["preemptions"].sum())
+
+
+@metric("blocks", "lower")
+def evicted_blocks(cell: Measured) -> Result:
+    """Cached blocks dropped to make room, over the whole run."""
+    return cell.tables.totals.evicted_blocks
+
+
+@metric("1", "neither")
+def kv_utilisation(cell: Measured) -> Result:
+    """Time-weighted mean of blocks held by running turns or pins ÷ KV blocks, over the run."""
+    samples = cell.tables.kv
+    if not len(samples):
+        return None
+    span = np.diff(samples["time_s"].to_numpy(), prepend=0.0)
+    held = float((samples["mean_referenced_mblocks"].to_numpy() * span).sum()) / 1000
+    return ratio(held, float(span.sum()) * cell.tables.totals.num_blocks)
+
+
+@metric("block s", "higher")
+def retained_useful_block_s(cell: Measured) -> Result:
+    """Σ blocks x time pinned, over pins whose session came back for them."""
+    return _pinned_block_s(cell, useful=True)
+
+
+@metric("block s", "lower")
+def retained_wasted_block_s(cell: Measured) -> Result:
+    """Σ blocks x time pinned, over pins that expired, were reclaimed, or outlived the session."""
+    return _pinned_block_s(cell, useful=False)
+
+
+def _pinned_block_s(cell: Measured, *, useful: bool) -> float:
+    pins = cell.tables.pins
+    pins = pins[(pins["reason"] == Unpin.RETURN) == useful]
+    return float((pins["blocks"] * pins["held_s"]).sum())
