@@ -1,0 +1,221 @@
+"""Oracle: what scheduling could gain if all sessions and their tools were known in advance.
+
+Not a published system; the reference bound of the suite. It sees every session of the cell: turns,
+output lengths, tool times, sub-agents. Order: shortest remaining time first (Schrage 1968), in the
+engine and at the gate, remaining time being prefill of what is not cached, decoding and tools.
+Memory: it runs only sessions whose contexts fit together at every moment of their future, shortest
+remaining first; the others wait between turns. Retention: sessions that run keep their KV through
+their tools, others give it up; if blocks still run out, the pin whose next use is farthest goes
+first (Belady). It is a strong heuristic and not a proven optimum: the problem (online packing of
+growing memory with precedence) is NP-hard. For a true lower bound see bound.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from baselines.foresight import Future, flatten, foresee, memory_profiles, prefill_s
+from marsbench.admission.base import SessionView, SystemView
+from marsbench.core import PolicyContext, Session
+from marsbench.events import Event, Kind
+from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+from marsbench.system import Policies, System
+
+OPEN_END_S = 1e6
+MAX_BUCKETS = 512
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a session is on its own time line."""
+
+    turn_index: int = 0
+    in_tools: bool = False
+    since_s: float = 0.0
+
+
+class Oracle:
+    """Scheduling, retention and admission policy with the future in hand."""
+
+    reorders_running = True
+    resort_s = 1.0
+    max_share = 1.0
+    review_s = 1.0
+    gates_continuations = True
+
+    def __init__(self, context: PolicyContext, sessions: Sequence[Session]) -> None:
+        params = context.params
+        self._context = context
+        self._budget_blocks = params.get("memory_share", 0.95) * context.num_blocks
+        self._tool_weight = params.get("tool_weight", 1.0)
+        self._plan_s = params.get("plan_s", 5.0)
+        self.tick_s: float | None = self._plan_s
+        self._futures = foresee(sessions, context)
+        longest_s = max((future.total_s for future in self._futures), default=0.0)
+        self._bucket_s = max(1.0, longest_s / MAX_BUCKETS)
+        self._profiles = memory_profiles(
+            self._futures, len(sessions), self._bucket_s, context.block_size
+        )
+        self._progress = [_Progress() for _ in self._futures]
+        self._next_plan_s = 0.0
+        self.chosen: set[int] = set()
+        """Top-level sessions that may run now."""
+
+    def on_event(self, event: Event) -> None:
+        """Follow each session along its own time line."""
+        if event.kind in {Kind.TURN_READY, Kind.GPU_SUBMIT}:
+            progress = self._progress[event.session]
+            if event.kind == Kind.TURN_READY or progress.in_tools:
+                self._progress[event.session] = _Progress(event.turn, False, event.time_s)
+        elif event.kind == Kind.GPU_END:
+            self._progress[event.session] = _Progress(event.turn, True, event.time_s)
+        elif event.kind in {Kind.SESSION_ARRIVE, Kind.SESSION_END}:
+            self.chosen.discard(event.session)
+            self._next_plan_s = 0.0
+
+    # -- time left ---------------------------------------------------------------------------
+
+    def remaining_s(self, session: int, now_s: float) -> float:
+        """Seconds the session still needs, alone."""
+        future, progress = self._futures[session], self._progress[session]
+        left_s = future.remaining_s(progress.turn_index, after_engine=progress.in_tools)
+        if progress.in_tools:
+            gap_s = future.turns[progress.turn_index].gap_s
+            left_s -= min(now_s - progress.since_s, gap_s)
+        return left_s
+
+    def _turn_key(self, turn: TurnView, view: EngineView, now_s: float) -> float:
+        """Remaining time of the turn's top-level session, with what this turn has done."""
+        future = self._futures[turn.session]
+        work = future.turns[turn.turn_index]
+        left_s = self.remaining_s(future.root, now_s)
+        if future.root == turn.session:
+            left_s -= turn.generated_tokens * self._context.decode_step_s
+            left_s -= max(0, turn.computed_tokens - work.reused_tokens) / max(
+                1.0, self._context.prefill_tokens_per_s
+            )
+        return left_s
+
+    # -- engine ------------------------------------------------------------------------------
+
+    def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """Shortest remaining time first, lost cache included."""
+        work = self._futures[turn.session].turns[turn.turn_index]
+        lost = max(0, work.reused_tokens - view.cached_tokens(turn))
+        reload_s = prefill_s(lost, work.reused_tokens, self._context)
+        return (self._turn_key(turn, view, now_s) + reload_s, float(turn.sequence))
+
+    def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """Shortest remaining time first."""
+        return (self._turn_key(turn, view, now_s), float(turn.sequence))
+
+    def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
+        """The engine's own limits only: the order already serves short work first."""
+        return None
+
+    def on_scheduled(
+        self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
+    ) -> None:
+        """Nothing to learn."""
+
+    def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """Longest remaining time is preempted first."""
+        return (self._turn_key(turn, view, now_s), float(turn.sequence))
+
+    def skip_blocked(self) -> bool:
+        """A turn that does not fit lets others pass; the plan keeps room for all that run."""
+        return True
+
+    def shrink_chunks(self) -> bool:
+        """Use the blocks there are before preempting."""
+        return True
+
+    # -- retention ---------------------------------------------------------------------------
+
+    def on_turn_end(
+        self,
+        turn: TurnView,
+        tool_names: Sequence[str],
+        is_last: bool,
+        view: EngineView,
+        now_s: float,
+    ) -> Retain | None:
+        """Keep the KV of sessions that run."""
+        running = self._futures[turn.session].root in self.chosen
+        return Retain(now_s + OPEN_END_S) if running and not is_last else None
+
+    def review(
+        self, retained: Sequence[RetainedView], view: EngineView, now_s: float
+    ) -> Sequence[RetainedView]:
+        """Give up the KV of sessions that have been paused."""
+        return [pin for pin in retained if self._futures[pin.session].root not in self.chosen]
+
+    def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
+        """The farthest next use goes first."""
+        gap_s = self._futures[retained.session].turns[retained.turn_index].gap_s
+        next_use_s = now_s if retained.returned else max(now_s, retained.since_s + gap_s)
+        return (next_use_s, self.remaining_s(retained.session, now_s))
+
+    def spares_returned(self) -> bool:
+        """A session that is back and queued keeps its KV."""
+        return True
+
+    # -- admission ---------------------------------------------------------------------------
+
+    def admit(
+        self, pending: Sequence[SessionView], view: SystemView, now_s: float
+    ) -> Sequence[SessionView]:
+        """Turns of the sessions in the plan; the plan is renewed on arrivals, ends and ticks."""
+        if now_s >= self._next_plan_s:
+            self._plan(pending, view, now_s)
+            self._next_plan_s = now_s + self._plan_s
+        return [s for s in pending if self._futures[s.session].root in self.chosen]
+
+    def _plan(self, pending: Sequence[SessionView], view: SystemView, now_s: float) -> None:
+        """Shortest remaining first, every session whose memory fits at every future moment."""
+        roots = {self._futures[s.session].root for s in (*view.active, *pending)}
+        usage = np.zeros(2 * MAX_BUCKETS)
+        chosen: set[int] = set()
+        for root in sorted(roots, key=lambda r: (self._rank_s(r, now_s), r)):
+            ahead = self._profiles[root][self._position(root, now_s) :]
+            after = usage[: len(ahead)] + ahead
+            if not chosen or after.max() <= self._budget_blocks:
+                usage[: len(ahead)] = after
+                chosen.add(root)
+        self.chosen = chosen
+
+    def _rank_s(self, root: int, now_s: float) -> float:
+        """Remaining time; a session outside the plan would have to load its context again."""
+        future, progress = self._futures[root], self._progress[root]
+        left_s = self.remaining_s(root, now_s)
+        if root not in self.chosen:
+            reused = future.turns[progress.turn_index].reused_tokens
+            left_s += prefill_s(reused, reused, self._context)
+        return left_s
+
+    def _position(self, root: int, now_s: float) -> int:
+        """Bucket of the session's own time it is in."""
+        future, progress = self._futures[root], self._progress[root]
+        turn = future.turns[progress.turn_index]
+        limit_s = turn.gap_s if progress.in_tools else turn.engine_s
+        spent_s = turn.start_s + min(now_s - progress.since_s, limit_s)
+        if progress.in_tools:
+            spent_s += turn.engine_s
+        return min(int(spent_s / self._bucket_s), len(self._profiles[root]) - 1)
+
+
+def build(context: PolicyContext, sessions: Sequence[Session]) -> Policies:
+    oracle = Oracle(context, sessions)
+    return Policies(scheduling=oracle, retention=oracle, admission=oracle)
+
+
+ORACLE = System(
+    name="oracle",
+    summary="clairvoyant: shortest remaining time first, memory planned with true futures",
+    clairvoyant=build,
+    tunable={"memory_share": (0.8, 0.9, 0.95, 1.0)},
+)
