@@ -163,6 +163,10 @@ class EngineCore(Protocol):
         """No further turn of this session will come (its pins are dropped)."""
         ...
 
+    def cached_blocks(self) -> int:
+        """Unreferenced blocks with reusable content."""
+        ...
+
     def idle(self) -> bool:
         """True if nothing waits and nothing runs."""
         ...

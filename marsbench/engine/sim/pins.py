@@ -1,0 +1,139 @@
+"""Retention in the simulated engine: blocks kept referenced for sessions that wait for tools.
+
+Pins are soft. They expire, the policy may review them, they never exceed its share of the cache,
+and the core gives them up one by one before it lets an allocation fail.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from marsbench.core import PS_PER_S, to_ps
+from marsbench.engine.base import CoreListener
+from marsbench.engine.sim.kv import Holding, KvCache
+from marsbench.engine.sim.turn import Pin, SimTurn
+from marsbench.events import Unpin
+from marsbench.scheduler.base import NoRetention, RetentionPolicy
+
+if TYPE_CHECKING:
+    from marsbench.engine.sim.core import SimView
+
+FOREVER = 1 << 62
+
+
+class Pins:
+    """All pins of a core, by session."""
+
+    def __init__(
+        self,
+        kv: KvCache,
+        policy: RetentionPolicy,
+        view: SimView,
+        listener: CoreListener,
+        num_blocks: int,
+    ) -> None:
+        self._kv = kv
+        self._policy = policy
+        self._view = view
+        self._listener = listener
+        self._enabled = not isinstance(policy, NoRetention)
+        self._limit = int(policy.max_share * num_blocks)
+        finite = self._enabled and policy.review_s < FOREVER / PS_PER_S
+        self._review_ps = to_ps(policy.review_s) if finite else FOREVER
+        self._reviewed_at_ps = -1
+        self._spares = self._enabled and policy.spares_returned()
+        self._pins: dict[int, Pin] = {}
+        self.blocks = 0
+        """Blocks of all pins; a shared prefix counts in each."""
+        self.active = False
+        self.dirty = False
+        """Something happened since the policy last reviewed."""
+        self.next_change_ps = FOREVER
+        """Next time at which a pin expires or a review is due."""
+
+    def holdings(self) -> list[Holding]:
+        """What the pins reference."""
+        return [pin.holding for pin in self._pins.values()]
+
+    def retain(self, turn: SimTurn, now_ps: int) -> bool:
+        """Ask whether a finished turn's blocks are kept; if so, keep them."""
+        if not self._enabled:
+            return False
+        request = turn.request
+        answer = self._policy.on_turn_end(
+            turn, request.tool_names, request.is_last, self._view, now_ps / PS_PER_S
+        )
+        full = turn.computed // self._kv.block_size
+        if answer is None or full == 0 or self.blocks + full > self._limit:
+            return False
+        until_ps = to_ps(answer.until_s) if answer.until_s < FOREVER / PS_PER_S else FOREVER
+        if until_ps <= now_ps:
+            return False
+        tokens = turn.prompt_tokens + turn.generated
+        holding = self._kv.keep(turn.holding, turn.computed)
+        pin = Pin(holding, turn, context_tokens=tokens, since_ps=now_ps, until_ps=until_ps)
+        self._pins[turn.session] = pin
+        self.blocks += full
+        self._changed()
+        self._listener.on_pin(turn.session, turn.turn_index, now_ps, full, until_ps)
+        return True
+
+    def returned(self, session: int) -> None:
+        """The session's next turn waits in the engine."""
+        pin = self._pins.get(session)
+        if pin is not None:
+            pin.returned = True
+            self._changed()
+
+    def drop(self, session: int, now_ps: int, reason: Unpin) -> bool:
+        """Give up a session's pin, if there is one."""
+        pin = self._pins.pop(session, None)
+        if pin is None:
+            return False
+        self._kv.release(pin.holding, pin.num_blocks * self._kv.block_size)
+        self.blocks -= pin.num_blocks
+        self._changed()
+        self._listener.on_unpin(
+            session, pin.turn_index, now_ps, pin.num_blocks, reason, now_ps - pin.since_ps
+        )
+        return True
+
+    def review(self, now_ps: int) -> bool:
+        """Drop expired pins and those the policy gives up. True if any was."""
+        dropped = False
+        for session in [s for s, pin in self._pins.items() if self._expired(pin, now_ps)]:
+            dropped |= self.drop(session, now_ps, Unpin.EXPIRE)
+        if self._pins and (self.dirty or now_ps >= self._reviewed_at_ps + self._review_ps):
+            self._reviewed_at_ps = now_ps
+            self.dirty = False
+            given_up = self._policy.review(list(self._pins.values()), self._view, now_ps / PS_PER_S)
+            for pin in given_up:
+                dropped |= self.drop(pin.session, now_ps, Unpin.PRESSURE)
+            self._changed()
+        return dropped
+
+    def reclaim(self, now_ps: int, keep_session: int) -> bool:
+        """Give up the pin with the largest key, except ``keep_session``'s. False if there is none."""
+        best: Pin | None = None
+        best_key: tuple[float, ...] = ()
+        for pin in self._pins.values():
+            if pin.session == keep_session:
+                continue
+            key = self._policy.reclaim_key(pin, self._view, now_ps / PS_PER_S)
+            if best is None or key > best_key:
+                best, best_key = pin, key
+        return best is not None and self.drop(best.session, now_ps, Unpin.PRESSURE)
+
+    def _expired(self, pin: Pin, now_ps: int) -> bool:
+        return pin.until_ps <= now_ps and not (self._spares and pin.returned)
+
+    def _changed(self) -> None:
+        self.active = bool(self._pins)
+        change = FOREVER
+        for pin in self._pins.values():
+            if pin.until_ps < change and not (self._spares and pin.returned):
+                change = pin.until_ps
+        if self.active and self._review_ps < FOREVER:
+            due = self._reviewed_at_ps + self._review_ps
+            change = due if due < change else change
+        self.next_change_ps = change
