@@ -1,11 +1,14 @@
-"""How long an engine step takes, in integer picoseconds: a roofline of four counts of the step.
+"""How long an engine step takes, in integer picoseconds: one roofline for the linear layers, one
+line for attention.
 
-``step = max(compute, memory) + overhead`` with
+``step = max(c_tok * tokens, weights[tokens]) + c_pair * pairs + m_ctx * ctx + o_step + o_seq * seqs``
 
-- ``compute = c_tok * tokens + c_pair * pairs``: matrix multiplications per new token, attention
-  per (query, key) pair;
-- ``memory = weights[tokens] + m_ctx * ctx``: bytes of weights the step touches, and of KV it reads;
-- ``overhead = o_step + o_seq * seqs``: launch, scheduling and sampling.
+- linear layers: the larger of computing (per new token) and reading the weights the step touches;
+- attention: computing per (query, key) pair, plus reading KV. It is a sum because one of the two
+  is small for every sequence: pairs decide a prefill, KV reads a decode. A single maximum over
+  the whole step would let the KV reads of decodes hide behind the prefill chunk they share a
+  step with; kernels run one after the other, so on hardware they add up;
+- overhead: launch, scheduling and sampling.
 
 The counts of a step that gives ``n`` new tokens to a sequence with ``c`` tokens in its cache are
 summed over its sequences: ``tokens = n``, ``pairs = n*c + n*(n+1)/2``, ``ctx = c + n``.
@@ -136,38 +139,26 @@ class StepCost:
     def step_ps(self, tokens: int, pairs: int, ctx: int, seqs: int) -> int:
         """Duration of one step with these counts, ps."""
         last = self.last_weight
-        compute = self.c_tok * tokens + self.c_pair * pairs
-        memory = self.weights[tokens if tokens < last else last] + self.m_ctx * ctx
-        return (compute if compute > memory else memory) + self.o_step + self.o_seq * seqs
+        linear = self.c_tok * tokens
+        weights = self.weights[tokens if tokens < last else last]
+        return (
+            (linear if linear > weights else weights)
+            + self.c_pair * pairs
+            + self.m_ctx * ctx
+            + self.o_step
+            + self.o_seq * seqs
+        )
 
     def decode_run_ps(self, seqs: int, ctx: int, steps: int) -> int:
         """Duration of ``steps`` pure decode steps of ``seqs`` sequences, ps.
 
         Step i costs ``step_ps(seqs, ctx + i*seqs, ctx + i*seqs, seqs)``: ``ctx`` counts the first
-        step's new tokens. Exact sum in closed form: compute and memory are linear in i and cross
-        at most once.
+        step's new tokens. Exact sum in closed form: each step costs the same amount more.
         """
         if steps <= 0:
             return 0
-        last = self.last_weight
-        over = self.o_step + self.o_seq * seqs
-        compute = self.c_tok * seqs + self.c_pair * ctx + over
-        memory = self.weights[seqs if seqs < last else last] + self.m_ctx * ctx + over
-        slope_c = self.c_pair * seqs
-        slope_m = self.m_ctx * seqs
-        if compute < memory or (compute == memory and slope_c < slope_m):
-            compute, memory = memory, compute
-            slope_c, slope_m = slope_m, slope_c
-        # Now "compute" is the larger at step 0; the other overtakes if it grows faster.
-        if slope_c >= slope_m:
-            return steps * compute + slope_c * (steps * (steps - 1) // 2)
-        first = (compute - memory) // (slope_m - slope_c) + 1
-        if first >= steps:
-            return steps * compute + slope_c * (steps * (steps - 1) // 2)
-        rest = steps - first
-        head = first * compute + slope_c * (first * (first - 1) // 2)
-        tail = rest * (memory + slope_m * first) + slope_m * (rest * (rest - 1) // 2)
-        return head + tail
+        slope = (self.c_pair + self.m_ctx) * seqs
+        return steps * self.step_ps(seqs, ctx, ctx, seqs) + slope * (steps * (steps - 1) // 2)
 
     def decode_steps_until(self, seqs: int, ctx: int, budget_ps: int, max_steps: int) -> int:
         """Smallest number of decode steps that lasts ``budget_ps`` or longer; at most
@@ -175,25 +166,8 @@ class StepCost:
         """
         if budget_ps <= 0 or max_steps <= 0:
             return 0
-        last = self.last_weight
-        over = self.o_step + self.o_seq * seqs
-        compute = self.c_tok * seqs + self.c_pair * ctx + over
-        memory = self.weights[seqs if seqs < last else last] + self.m_ctx * ctx + over
-        slope_c = self.c_pair * seqs
-        slope_m = self.m_ctx * seqs
-        if compute < memory or (compute == memory and slope_c < slope_m):
-            compute, memory = memory, compute
-            slope_c, slope_m = slope_m, slope_c
-        if slope_c >= slope_m:
-            return _terms_until(compute, slope_c, budget_ps, max_steps)
-        first = (compute - memory) // (slope_m - slope_c) + 1
-        if first >= max_steps:
-            return _terms_until(compute, slope_c, budget_ps, max_steps)
-        head = first * compute + slope_c * (first * (first - 1) // 2)
-        if head >= budget_ps:
-            return _terms_until(compute, slope_c, budget_ps, first)
-        start = memory + slope_m * first
-        return first + _terms_until(start, slope_m, budget_ps - head, max_steps - first)
+        slope = (self.c_pair + self.m_ctx) * seqs
+        return _terms_until(self.step_ps(seqs, ctx, ctx, seqs), slope, budget_ps, max_steps)
 
 
 def _terms_until(start: int, slope: int, target: int, most: int) -> int:

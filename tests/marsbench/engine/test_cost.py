@@ -24,7 +24,7 @@ large = st.integers(0, 10**13)
 
 @st.composite
 def costs(draw):
-    """Coefficients of like size, so that compute and memory cross often."""
+    """Coefficients of like size, so that each can decide a step."""
     size = draw(st.sampled_from([small, large]))
     return StepCost.from_coefficients(
         c_tok=draw(size),
@@ -36,12 +36,19 @@ def costs(draw):
     )
 
 
-def test_step_is_the_larger_of_compute_and_memory_plus_overhead():
-    """A step costs max(compute, memory) + overhead."""
-    # memory bound: compute 10*2 + 2*20 = 60; memory 180 + 3*20 = 240; overhead 7 + 5*2 = 17
-    assert HAND.step_ps(2, 20, 20, 2) == 257
-    # compute bound: 10*30 + 2*600 = 1500; memory 200 + 3*50 = 350; overhead 12
-    assert HAND.step_ps(30, 600, 50, 1) == 1512
+def test_step_by_hand():
+    """Linear layers are bound by compute or by weights; attention and overhead come on top."""
+    # weights bound: max(10*2, 180) + 2*20 + 3*20 + 7 + 5*2
+    assert HAND.step_ps(2, 20, 20, 2) == 297
+    # compute bound: max(10*30, 200) + 2*600 + 3*50 + 7 + 5*1
+    assert HAND.step_ps(30, 600, 50, 1) == 1662
+
+
+def test_decodes_beside_a_prefill_cost_their_kv_reads():
+    """Sequences that share a step with a prefill chunk add their attention to it."""
+    alone = HAND.step_ps(30, 465, 30, 1)
+    # 2 decodes at 1,000 tokens: 2 tokens, 2,000 pairs, 2,000 of ctx, 2 sequences
+    assert HAND.step_ps(32, 2465, 2030, 3) - alone == 10 * 2 + 2 * 2000 + 3 * 2000 + 5 * 2
 
 
 def test_weights_are_constant_beyond_the_table():
@@ -52,15 +59,13 @@ def test_weights_are_constant_beyond_the_table():
     assert [quiet.step_ps(n, 0, 0, 1) for n in (0, 1, 2, 3, 10_000)] == [2, 3, 5, 5, 5]
 
 
-def test_decode_run_crosses_from_memory_to_compute():
-    """A run whose steps change from memory bound to compute bound sums both parts."""
-    cost = StepCost.from_coefficients(
-        c_tok=0, c_pair=10, weights=(100,), m_ctx=0, o_step=1, o_seq=0
-    )
-    # compute 10*(5+i) passes 100 at i = 5: 5 steps of 101 (i = 5 ties), then 111, 121, 131
-    assert cost.decode_run_ps(1, 5, 9) == 6 * 101 + 111 + 121 + 131
-    assert cost.decode_steps_until(1, 5, 6 * 101 + 1, 100) == 7
-    assert cost.decode_steps_until(1, 5, 6 * 101, 100) == 6
+def test_decode_run_by_hand():
+    """Each step of a run costs the same amount more than the one before."""
+    # 2 sequences: 180 + (2 + 3) * ctx + 17 = 197 + 5 * ctx; ctx 20, 22, 24
+    assert HAND.decode_run_ps(2, 20, 3) == 297 + 307 + 317
+    assert HAND.decode_steps_until(2, 20, 297 + 307, 100) == 2
+    assert HAND.decode_steps_until(2, 20, 297 + 307 + 1, 100) == 3
+    assert HAND.decode_steps_until(2, 20, 10**9, 100) == 100
 
 
 @given(costs(), st.integers(1, 40), st.integers(0, 400), st.integers(-1, 300))
