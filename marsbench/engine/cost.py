@@ -1,9 +1,10 @@
-"""How long an engine step takes, in integer picoseconds: one roofline for the linear layers, one
-line for attention.
+"""How long an engine step takes, in integer picoseconds, from four counts of the step.
 
-``step = max(c_tok * tokens, weights[tokens]) + c_pair * pairs + m_ctx * ctx + o_step + o_seq * seqs``
+``step = c_tok * tokens + weights[tokens] + c_pair * pairs + m_ctx * ctx + o_step + o_seq * seqs``
 
-- linear layers: the larger of computing (per new token) and reading the weights the step touches;
+- linear layers: computing per new token, plus that part of reading the weights which computing
+  does not hide. ``weights`` is a table by tokens, so a roofline max(compute, read) is exact
+  (the table is ``max(0, read - c_tok * n)``), and so is anything else a kernel does;
 - attention: computing per (query, key) pair, plus reading KV. It is a sum because one of the two
   is small for every sequence: pairs decide a prefill, KV reads a decode. A single maximum over
   the whole step would let the KV reads of decodes hide behind the prefill chunk they share a
@@ -52,8 +53,9 @@ class StepCost:
         self.c_pair: int = c_pair
         """ps per (query, key) pair."""
         self.weights: tuple[int, ...] = weights
-        """ps to read the weights a step of n tokens touches, by n; the last entry holds beyond.
-        One entry for a dense model; a mixture of experts touches more experts with more tokens."""
+        """ps of reading weights that ``c_tok * n`` does not hide, by tokens n of the step; the last
+        entry holds beyond. It falls for a dense model, which computes while it reads, and rises
+        for a mixture of experts, where more tokens touch more experts."""
         self.m_ctx: int = m_ctx
         """ps per token of KV read."""
         self.o_step: int = o_step
@@ -139,10 +141,9 @@ class StepCost:
     def step_ps(self, tokens: int, pairs: int, ctx: int, seqs: int) -> int:
         """Duration of one step with these counts, ps."""
         last = self.last_weight
-        linear = self.c_tok * tokens
-        weights = self.weights[tokens if tokens < last else last]
         return (
-            (linear if linear > weights else weights)
+            self.c_tok * tokens
+            + self.weights[tokens if tokens < last else last]
             + self.c_pair * pairs
             + self.m_ctx * ctx
             + self.o_step

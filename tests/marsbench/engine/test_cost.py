@@ -37,11 +37,11 @@ def costs(draw):
 
 
 def test_step_by_hand():
-    """Linear layers are bound by compute or by weights; attention and overhead come on top."""
-    # weights bound: max(10*2, 180) + 2*20 + 3*20 + 7 + 5*2
-    assert HAND.step_ps(2, 20, 20, 2) == 297
-    # compute bound: max(10*30, 200) + 2*600 + 3*50 + 7 + 5*1
-    assert HAND.step_ps(30, 600, 50, 1) == 1662
+    """A step is the sum of its parts; the weights are looked up by tokens."""
+    # 10*2 + 180 + 2*20 + 3*20 + 7 + 5*2
+    assert HAND.step_ps(2, 20, 20, 2) == 317
+    # 10*30 + 200 + 2*600 + 3*50 + 7 + 5*1
+    assert HAND.step_ps(30, 600, 50, 1) == 1862
 
 
 def test_decodes_beside_a_prefill_cost_their_kv_reads():
@@ -61,10 +61,10 @@ def test_weights_are_constant_beyond_the_table():
 
 def test_decode_run_by_hand():
     """Each step of a run costs the same amount more than the one before."""
-    # 2 sequences: 180 + (2 + 3) * ctx + 17 = 197 + 5 * ctx; ctx 20, 22, 24
-    assert HAND.decode_run_ps(2, 20, 3) == 297 + 307 + 317
-    assert HAND.decode_steps_until(2, 20, 297 + 307, 100) == 2
-    assert HAND.decode_steps_until(2, 20, 297 + 307 + 1, 100) == 3
+    # 2 sequences: 20 + 180 + (2 + 3) * ctx + 17 = 217 + 5 * ctx; ctx 20, 22, 24
+    assert HAND.decode_run_ps(2, 20, 3) == 317 + 327 + 337
+    assert HAND.decode_steps_until(2, 20, 317 + 327, 100) == 2
+    assert HAND.decode_steps_until(2, 20, 317 + 327 + 1, 100) == 3
     assert HAND.decode_steps_until(2, 20, 10**9, 100) == 100
 
 
