@@ -1,0 +1,253 @@
+"""Runs two engine cores on the same sessions and finds the first step in which they differ."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from marsbench.core import Session, TurnPlan, plan_turns, to_ps, to_s
+from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request, StepTrace
+from marsbench.errors import EngineError
+
+FOREVER_PS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One session with fixed times: nothing of it depends on the machine that runs it."""
+
+    arrival_ps: int
+    turns: tuple[TurnPlan, ...]
+    gaps_ps: tuple[int, ...]
+    """Pause after each turn but the last (tools and think time)."""
+    prefix_id: int = -1
+    prefix_tokens: int = 0
+    priority: int = 0
+
+
+class Step(NamedTuple):
+    """One engine step as a core reported it."""
+
+    start_ps: int
+    scheduled: tuple[tuple[int, int, int], ...]
+    preempted: tuple[tuple[int, int], ...]
+    free_blocks: int
+
+
+class Moment(NamedTuple):
+    """One thing a core told its listener; ``values`` as the callback's arguments."""
+
+    what: str
+    session: int
+    turn_index: int
+    at_ps: int
+    values: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class RunLog:
+    """What one core did. Implements the core's listener and its step trace."""
+
+    steps: list[Step] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    stats: CoreStats = field(default_factory=CoreStats)
+    finished: list[tuple[Request, int]] = field(default_factory=list)
+
+    def step(
+        self,
+        index: int,
+        start_ps: int,
+        scheduled: list[tuple[int, int, int]],
+        preempted: list[tuple[int, int]],
+        free_blocks: int,
+    ) -> None:
+        assert index == len(self.steps), (index, len(self.steps))
+        self.steps.append(Step(start_ps, tuple(scheduled), tuple(preempted), free_blocks))
+
+    def _note(self, what: str, request: Request, at_ps: int, *values: int) -> None:
+        self.moments.append(Moment(what, request.session, request.turn_index, at_ps, values))
+
+    def on_scheduled_first(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
+        self._note("scheduled first", request, at_ps, cached, uncached)
+
+    def on_preempted(self, request: Request, at_ps: int, lost_tokens: int, blocks: int) -> None:
+        self._note("preempted", request, at_ps, lost_tokens, blocks)
+
+    def on_resumed(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
+        self._note("resumed", request, at_ps, cached, uncached)
+
+    def on_first_token(self, request: Request, at_ps: int) -> None:
+        self._note("first token", request, at_ps)
+
+    def on_finished(
+        self, request: Request, at_ps: int, *, prefilled: int, recomputed: int, cached: int
+    ) -> None:
+        self._note("finished", request, at_ps, prefilled, recomputed, cached)
+        self.finished.append((request, at_ps))
+
+    def on_pin(self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int) -> None:
+        self.moments.append(Moment("pinned", session, turn_index, at_ps, (blocks, until_ps)))
+
+    def on_unpin(
+        self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
+    ) -> None:
+        values = (blocks, reason, held_ps)
+        self.moments.append(Moment("unpinned", session, turn_index, at_ps, values))
+
+
+class TracedCore(EngineCore):
+    """A core that reports single steps when ``trace`` is set."""
+
+    trace: StepTrace | None
+
+
+CoreFactory = Callable[[CoreListener], TracedCore]
+
+
+def scripts(sessions: Sequence[Session]) -> list[Script]:
+    """Sessions as recorded: arrivals as given (else all at 0), tools take their wall time."""
+    prefixes: dict[str, int] = {}
+    made: list[Script] = []
+    for session in sessions:
+        prefix = session.shared_prefix
+        prefix_id = -1 if prefix is None else prefixes.setdefault(prefix.prefix_id, len(prefixes))
+        gaps_s = [
+            turn.think_s + max((tool.wall_s for tool in turn.tools), default=0.0)
+            for turn in session.turns
+        ]
+        made.append(
+            Script(
+                to_ps(session.arrival_s or 0.0),
+                tuple(plan_turns(session)),
+                tuple(to_ps(gap) for gap in gaps_s),
+                prefix_id,
+                0 if prefix is None else prefix.tokens,
+            )
+        )
+    return made
+
+
+def run(make: CoreFactory, sessions: Sequence[Script], *, traced: bool = True) -> RunLog:
+    """Play the sessions on a new core. Untraced, a core may skip over steps."""
+    log = RunLog()
+    core = make(log)
+    core.trace = log if traced else None
+    due: list[tuple[int, int, int]] = []
+    for number, script in enumerate(sessions):
+        largest = max(plan.prompt_tokens + plan.output_tokens for plan in script.turns)
+        if not all(core.fits(p.prompt_tokens, p.output_tokens) for p in script.turns):
+            raise EngineError(f"session {number}: its context of {largest} tokens does not fit")
+        heapq.heappush(due, (script.arrival_ps, number, 0))
+    now_ps, seen = 0, 0
+    while due or not core.idle():
+        while due and due[0][0] <= now_ps:
+            ready_ps, number, turn_index = heapq.heappop(due)
+            core.submit(_request(sessions[number], number, turn_index, ready_ps))
+        limit_ps = due[0][0] if due else FOREVER_PS
+        now_ps = core.advance(now_ps, limit_ps)
+        if now_ps == FOREVER_PS:
+            raise EngineError(f"engine stopped with {len(core.view.waiting)} turns waiting")
+        for request, at_ps in log.finished[seen:]:
+            if request.is_last:
+                core.session_ended(request.session)
+            else:
+                gap_ps = sessions[request.session].gaps_ps[request.turn_index]
+                heapq.heappush(due, (at_ps + gap_ps, request.session, request.turn_index + 1))
+        seen = len(log.finished)
+    core.check_integrity()
+    log.stats = core.stats
+    return log
+
+
+def _request(script: Script, number: int, turn_index: int, ready_ps: int) -> Request:
+    plan = script.turns[turn_index]
+    return Request(
+        session=number,
+        turn_index=turn_index,
+        prompt_tokens=plan.prompt_tokens,
+        reused_tokens=plan.reused_tokens,
+        output_tokens=plan.output_tokens,
+        prefix_id=script.prefix_id,
+        prefix_tokens=script.prefix_tokens,
+        session_arrival_ps=script.arrival_ps,
+        ready_ps=ready_ps,
+        priority=script.priority,
+        is_last=turn_index == len(script.turns) - 1,
+        tool_names=(),
+    )
+
+
+def first_difference(left: RunLog, right: RunLog, names: tuple[str, str]) -> str | None:
+    """Where two logs part, with both sides' state; None if they agree in everything.
+
+    Steps are compared one by one if both logs have them, then what the listeners were told.
+    """
+    if left.steps and right.steps:
+        for index in range(max(len(left.steps), len(right.steps))):
+            ours, theirs = left.steps[index : index + 1], right.steps[index : index + 1]
+            if ours != theirs:
+                return _explain_step(index, (ours, theirs), (left, right), names)
+    for index in range(max(len(left.moments), len(right.moments))):
+        told, heard = left.moments[index : index + 1], right.moments[index : index + 1]
+        if told != heard:
+            rows = (
+                f"  {name}: {_moment(m[0]) if m else 'nothing more'}"
+                for name, m in zip(names, (told, heard), strict=True)
+            )
+            return "\n".join([f"event {index} differs:", *rows])
+    return None
+
+
+def _explain_step(
+    index: int,
+    steps: tuple[list[Step], list[Step]],
+    logs: tuple[RunLog, RunLog],
+    names: tuple[str, str],
+) -> str:
+    lines = [f"step {index} differs:"]
+    common = set.intersection(*(set(s[0].scheduled) if s else set() for s in steps))
+    for name, found, log in zip(names, steps, logs, strict=True):
+        if not found:
+            lines.append(f"  {name}: no such step (stopped after {len(log.steps)})")
+            continue
+        step = found[0]
+        own = [f"{s}.{t}:{n}" for s, t, n in step.scheduled if (s, t, n) not in common]
+        order = [f"{s}.{t}" for s, t, _ in step.scheduled[:40]]
+        lines.append(
+            f"  {name}: at {to_s(step.start_ps):.9f} s, {len(step.scheduled)} turns scheduled, "
+            f"{step.free_blocks} blocks free, preempted {list(step.preempted)}"
+        )
+        lines.append(f"    only here (session.turn:tokens): {' '.join(own[:40]) or '-'}")
+        lines.append(f"    order: {' '.join(order)}")
+        recent = [m for m in log.moments if m.at_ps <= step.start_ps][-4:]
+        lines += [f"    before: {_moment(moment)}" for moment in recent]
+    return "\n".join(lines)
+
+
+def _moment(moment: Moment) -> str:
+    where = f"{moment.session}.{moment.turn_index}"
+    return f"{moment.what} {where} at {to_s(moment.at_ps):.9f} s {moment.values}"
+
+
+def summary(log: RunLog) -> dict[str, float]:
+    """Totals of a run, comparable between engines."""
+    finished = [m for m in log.moments if m.what == "finished"]
+    ready = {(r.session, r.turn_index): r.ready_ps for r, _ in log.finished}
+    first = [m for m in log.moments if m.what == "first token"]
+    waits = [m.at_ps - ready[m.session, m.turn_index] for m in first]
+    ends = [at_ps - r.session_arrival_ps for r, at_ps in log.finished if r.is_last]
+    return {
+        "steps": log.stats.steps,
+        "turns": len(finished),
+        "makespan_s": to_s(max((m.at_ps for m in finished), default=0)),
+        "busy_s": to_s(log.stats.busy_ps),
+        "mean_ttft_s": to_s(sum(waits)) / max(1, len(waits)),
+        "mean_session_latency_s": to_s(sum(ends)) / max(1, len(ends)),
+        "cached_tokens": sum(m.values[2] for m in finished),
+        "prefilled_tokens": sum(m.values[0] for m in finished),
+        "recomputed_tokens": sum(m.values[1] for m in finished),
+        "preemptions": log.stats.preemptions,
+        "evicted_blocks": log.stats.evicted_blocks,
+    }

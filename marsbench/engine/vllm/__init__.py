@@ -1,0 +1,1 @@
+"""vLLM's own scheduler and KV-cache manager, driven in virtual time or inside a live server."""

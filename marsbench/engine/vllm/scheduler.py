@@ -1,0 +1,295 @@
+"""vLLM's Scheduler with the order, quantum, victim and retention of any marsbench policy.
+
+``schedule()`` of the parent runs unchanged. The policy acts through what the parent asks on its
+way: the order of its two queues, the hook that clips a prefill chunk, the allocation of KV blocks,
+and the (priority, arrival_time) key by which it picks a victim. With the null policies none of
+these differ from the parent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.request_queue import SchedulingPolicy as VllmPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from marsbench.core import PS_PER_S, to_s
+from marsbench.engine.vllm.retention import Pins, picoseconds
+from marsbench.engine.vllm.views import EngineTurn, TurnInfo, VllmView, held_blocks
+from marsbench.errors import PolicyError
+from marsbench.events import Unpin
+from marsbench.scheduler.base import EngineOrder, NoRetention, RetentionPolicy, SchedulingPolicy
+
+
+class Host(Protocol):
+    """Who runs the scheduler: knows the time and what a request belongs to."""
+
+    def now_ps(self) -> int: ...
+    def describe(self, request: Any) -> TurnInfo: ...
+    def admitted(self, request: Any, cached_tokens: int) -> None:
+        """A waiting request got its blocks."""
+        ...
+
+    def on_pin(
+        self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int
+    ) -> None: ...
+    def on_unpin(
+        self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
+    ) -> None: ...
+
+
+class PolicyScheduler(Scheduler):
+    """Scheduler that asks a scheduling and a retention policy."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stock_allocate = self.kv_cache_manager.allocate_slots
+        self._hybrid_split = self.need_mamba_block_aligned_split
+        self._turns: dict[str, EngineTurn] = {}
+        self._submitted = 0
+        self.view = VllmView(self, self.turn, lambda: self.pins.num_blocks)
+        self.use(EngineOrder(), NoRetention(), MonotonicHost())
+
+    def use(self, scheduling: SchedulingPolicy, retention: RetentionPolicy, host: Host) -> None:
+        """Install policies; only before the first request."""
+        assert not self.requests
+        self.host = host
+        self.order = scheduling
+        self.stock_order = isinstance(scheduling, EngineOrder)
+        self.stock_retention = isinstance(retention, NoRetention)
+        pool = self.kv_cache_manager.block_pool
+        self.pins = Pins(retention, pool, host.on_pin, host.on_unpin)
+        self._resort_ps = picoseconds(scheduling.resort_s, "resort_s")
+        self._now_ps = 0
+        self._resort = True
+        self._sorted_ps = -1
+        self._quanta: dict[str, int | None] = {}
+        self._step_tokens = 0
+        self._num_requests = 0
+        self.kv_cache_manager.allocate_slots = self._allocate_slots
+        if not self.stock_order:
+            # The priority branch of the parent is the one that can preempt any running request;
+            # its waiting queue is replaced by a list that is sorted here.
+            self.policy = VllmPolicy.PRIORITY
+            self.waiting = FCFSRequestQueue()
+            self.kv_holding_waiting = FCFSRequestQueue()
+            self.need_mamba_block_aligned_split = True
+
+    def turn(self, request: Request) -> EngineTurn:
+        """The request as policies see it."""
+        return self._turns[request.request_id]
+
+    # ---- a request's life
+
+    def add_request(self, request: Request) -> None:
+        known = request.request_id in self.requests
+        super().add_request(request)
+        if known:
+            return
+        info = self.host.describe(request)
+        turn = EngineTurn(request, info, self._submitted, self.kv_cache_manager)
+        self._turns[request.request_id] = turn
+        self._submitted += 1
+        self.pins.returned(info.session)
+        self._changed()
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        self._changed()
+
+    def _free_blocks(self, request: Request) -> None:
+        turn = self._turns.pop(request.request_id)
+        self._changed()
+        if not self.stock_retention and request.status != RequestStatus.FINISHED_ABORTED:
+            self.pins.turn_ended(
+                turn,
+                turn.info.tool_names,
+                turn.info.is_last,
+                held_blocks(self.kv_cache_manager, request.request_id),
+                self.view,
+                self.host.now_ps(),
+            )
+        super()._free_blocks(request)
+
+    def session_ended(self, session: int) -> None:
+        """No further turn will come: drop its pin."""
+        if self.pins.release(session, self.host.now_ps(), Unpin.END):
+            self._changed()
+
+    def _changed(self) -> None:
+        """Something happened after which keys and review are to be asked again."""
+        self._resort = True
+        self.pins.dirty = True
+
+    # ---- a step
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self._now_ps = self.host.now_ps()
+        self._step_tokens = 0
+        self._num_requests = sum(self.get_request_counts())
+        self._quanta.clear()
+        if self.pins.before_step(self.view, self._now_ps):
+            self._changed()
+        if not self.stock_order:
+            self._sort()
+        return super().schedule(*args, **kwargs)
+
+    def _sort(self) -> None:
+        if not self._resort and self._now_ps < self._sorted_ps + self._resort_ps:
+            return
+        self._resort = False
+        self._sorted_ps = self._now_ps
+        now_s, order, view = to_s(self._now_ps), self.order, self.view
+        if len(self.waiting) > 1:
+            turns = [self.turn(request) for request in self.waiting]
+            turns.sort(key=lambda turn: (order.waiting_key(turn, view, now_s), turn.sequence))
+            self.waiting.clear()
+            self.waiting.extend(turn.request for turn in turns)
+        if order.reorders_running and len(self.running) > 1:
+            self.running.sort(key=lambda r: order.running_key(self.turn(r), view, now_s))
+
+    def _mamba_block_aligned_split(
+        self, request: Request, num_new_tokens: int, local: int = 0, external: int = 0
+    ) -> int:
+        """Clip a prefill chunk to the policy's quantum (and to free blocks, if it may shrink)."""
+        if self._hybrid_split:
+            num_new_tokens = super()._mamba_block_aligned_split(
+                request, num_new_tokens, local, external
+            )
+        turn = self.turn(request)
+        running = request.status == RequestStatus.RUNNING
+        if running and request.num_computed_tokens >= turn.prefill_end:
+            return num_new_tokens
+        quantum = self.order.prefill_quantum(turn, self.view, to_s(self._now_ps))
+        self._quanta[request.request_id] = quantum
+        if quantum is not None:
+            if quantum < 1:
+                raise PolicyError(f"prefill_quantum must be at least 1 token, got {quantum}")
+            num_new_tokens = min(num_new_tokens, quantum)
+        if running and self.order.shrink_chunks():
+            num_new_tokens = self._shrink(turn, num_new_tokens)
+        return num_new_tokens
+
+    def _shrink(self, turn: EngineTurn, num_new_tokens: int) -> int:
+        room = turn.num_blocks + self.view.free_blocks
+        fixed = turn.computed_tokens + self.num_lookahead_tokens
+        chunk = num_new_tokens
+        while math.ceil((fixed + chunk) / self.block_size) > room:
+            if chunk <= self.block_size:
+                return num_new_tokens
+            chunk //= 2
+        return chunk
+
+    def _allocate_slots(self, request: Request, num_new_tokens: int, **kwargs: Any) -> Any:
+        """Allocate; while that fails give up pins; if it still fails name the victim."""
+        admitting = request.status != RequestStatus.RUNNING
+        blocks = self._stock_allocate(request, num_new_tokens, **kwargs)
+        while blocks is None and self._reclaim(request, admitting=admitting):
+            blocks = self._stock_allocate(request, num_new_tokens, **kwargs)
+        if blocks is None:
+            if not (admitting or self.stock_order):
+                self._name_victim()
+            return None
+        self._step_tokens += num_new_tokens
+        if admitting:
+            turn = self.turn(request)
+            turn.prefill_end = request.num_tokens
+            self.pins.release(turn.session, self._now_ps, Unpin.RETURN)
+            self.host.admitted(request, kwargs.get("num_new_computed_tokens", 0))
+        return blocks
+
+    def _reclaim(self, request: Request, *, admitting: bool) -> bool:
+        """Give up one pin. A waiting turn's own pin is its prefix hit: last, if nothing runs."""
+        own = self.turn(request).session if admitting else None
+        reclaimed = self.pins.reclaim(self.view, self._now_ps, own) or (
+            not self.running and self.pins.reclaim(self.view, self._now_ps, None)
+        )
+        if reclaimed:
+            self._changed()
+        return reclaimed
+
+    def _name_victim(self) -> None:
+        """Give the parent's victim rule, max (priority, arrival_time), the policy's choice."""
+        now_s = to_s(self._now_ps)
+        keys = [self.order.victim_key(self.turn(r), self.view, now_s) for r in self.running]
+        worst = max(range(len(keys)), key=lambda i: (keys[i], i))
+        for i, request in enumerate(self.running):
+            request.priority = int(i == worst)
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """False lets the parent pass over a waiting request: one that does not fit, if allowed."""
+        ready = bool(super()._handle_blocked_waiting_request(request))
+        if not ready or self.stock_order or not self.order.skip_blocked():
+            return ready
+        while not self._admissible(request):
+            if not self._reclaim(request, admitting=True):
+                return False
+        return True
+
+    def _admissible(self, request: Request) -> bool:
+        """Whether ``allocate_slots`` would succeed for a waiting request."""
+        if request.num_computed_tokens:
+            return True
+        hit, cached, _ = self.kv_cache_manager.get_computed_blocks(request)
+        wanted = request.num_tokens
+        if not self.scheduler_reserve_full_isl:
+            wanted = cached + self._first_chunk(request, cached)
+        evictable = sum(block.ref_cnt == 0 for block in hit.blocks[0])
+        missing = math.ceil(wanted / self.block_size) - len(hit.blocks[0]) + evictable
+        if self.running:
+            missing += self.kv_cache_manager.watermark_blocks
+        return bool(missing <= self.view.free_blocks)
+
+    def _first_chunk(self, request: Request, cached: int) -> int:
+        threshold = self.scheduler_config.long_prefill_token_threshold
+        if threshold > 0 and self.adaptive_long_prefill_threshold:
+            budget = self.scheduler_config.max_num_batched_tokens
+            threshold = max(threshold, budget // self._num_requests)
+        quantum = self.order.prefill_quantum(self.turn(request), self.view, to_s(self._now_ps))
+        limits = [request.num_tokens - cached, self.max_num_scheduled_tokens - self._step_tokens]
+        if threshold > 0 and self._num_requests > 1:
+            limits.append(threshold)
+        if quantum is not None:
+            limits.append(quantum)
+        return int(min(limits))
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        now_s = to_s(self._now_ps)
+        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
+            turn = self._turns[request_id]
+            turn.last_scheduled_s = now_s
+            if request_id in self._quanta:
+                self.order.on_scheduled(turn, num_tokens, self._quanta[request_id], now_s)
+        super()._update_after_schedule(scheduler_output)
+
+
+class AsyncPolicyScheduler(PolicyScheduler, AsyncScheduler):
+    """The same on vLLM's asynchronous scheduler (its default in a live server)."""
+
+
+class MonotonicHost:
+    """A host of its own: real time, every request a session."""
+
+    def now_ps(self) -> int:
+        return int(time.monotonic() * PS_PER_S)
+
+    def describe(self, request: Any) -> TurnInfo:
+        """A request that names no session is one."""
+        return TurnInfo(hash(request.request_id), 0, request.arrival_time, request.arrival_time)
+
+    def admitted(self, request: Any, cached_tokens: int) -> None:
+        """Nobody listens."""
+
+    def on_pin(self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int) -> None:
+        """Nobody listens."""
+
+    def on_unpin(
+        self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
+    ) -> None:
+        """Nobody listens."""
