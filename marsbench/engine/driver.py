@@ -187,7 +187,8 @@ class Driver:
         return state
 
     def _register_children(self, parent: SessionState) -> None:
-        for index, turn in enumerate(parent.recorded.turns):
+        # The session ends with its last turn's last token: what that turn asks for never runs.
+        for index, turn in enumerate(parent.recorded.turns[:-1]):
             if turn.children:
                 spawned = [self._register(child, parent) for child in turn.children]
                 self._children[parent.session, index] = spawned

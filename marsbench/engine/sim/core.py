@@ -23,6 +23,7 @@ from marsbench.engine.cost import StepCost
 from marsbench.engine.sim.kv import Holding, KvCache
 from marsbench.engine.sim.pins import Pins
 from marsbench.engine.sim.turn import SimClock, SimTurn
+from marsbench.errors import PolicyError
 from marsbench.events import Unpin
 from marsbench.scheduler.base import EngineOrder, SchedulingPolicy, TurnView
 from marsbench.system import Policies
@@ -45,8 +46,8 @@ class SimView:
 
     @property
     def pinned_blocks(self) -> int:
-        """Blocks of pins."""
-        return self._core.pins.blocks
+        """Blocks that nothing but pins hold."""
+        return self._core.pins.only_pinned() if self._core.pins.active else 0
 
     @property
     def waiting(self) -> list[SimTurn]:
@@ -98,6 +99,8 @@ class SimCore:
         self._offset_sum = 0
         self._crossings = [0] * config.block_size
         """How many decoding turns need a new block at steps congruent to the index."""
+        self._quanta: dict[int, int | None] = {}
+        """The policy's quantum of each turn it was asked for in this step."""
         self._finishes: list[tuple[int, int, SimTurn]] = []
         self._sequence = 0
         self._run_order = 0
@@ -119,7 +122,7 @@ class SimCore:
         self._sequence += 1
         self._enqueue(turn, preempted=False)
         self.pins.returned(request.session)
-        self._freed()
+        self._changed()
 
     def session_ended(self, session: int) -> None:
         """Drop the session's pin."""
@@ -217,6 +220,8 @@ class SimCore:
         self.stats.steps += steps
         self.stats.busy_ps += duration
         self.clock.step = step + steps
+        if self.policy is not None:
+            self.clock.last_start_ps = now_ps + cost.decode_run_ps(count, context, steps - 1)
         now_ps += duration
         if self.trace is not None:
             self._trace(now_ps - duration, [], [])
@@ -285,6 +290,8 @@ class SimCore:
             self._admit(now_ps, threshold, budget, chunks)
         if not chunks and self._num_decoding == len(skipped):
             return now_ps, False
+        if self.policy is not None:
+            self._report_quanta(chunks, now_ps)
         duration = self._duration(step, chunks, skipped)
         kv = self.kv
         self.stats.referenced_block_ps += (kv.num_blocks - kv.free) * duration
@@ -293,6 +300,7 @@ class SimCore:
         if self.trace is not None:
             self._trace(now_ps, chunks, preempted, skipped)
         self.clock.step = step + 1
+        self.clock.last_start_ps = now_ps
         for turn in skipped:
             self._stop_decoding(turn, step)
             self._start_decoding(turn, turn.finish_step + 1)
@@ -304,6 +312,14 @@ class SimCore:
             self._finish(finished, now_ps)
             return now_ps, True
         return now_ps, False
+
+    def _report_quanta(self, chunks: list[tuple[SimTurn, int]], now_ps: int) -> None:
+        assert self.policy is not None
+        for turn, count in chunks:
+            if turn.sequence in self._quanta:
+                quantum = self._quanta[turn.sequence]
+                self.policy.on_scheduled(turn, count, quantum, now_ps / PS_PER_S)
+        self._quanta.clear()
 
     def _duration(
         self, step: int, chunks: list[tuple[SimTurn, int]], skipped: list[SimTurn]
@@ -340,7 +356,7 @@ class SimCore:
             if 0 < threshold < count:
                 count = threshold
             if self.policy is not None:
-                count = self._quantum(turn, count, now_ps)
+                count = self._quantum(turn, turn.computed, count, now_ps)
             if count > budget:
                 if turn is not last:
                     return -1
@@ -356,10 +372,18 @@ class SimCore:
             self._give(turn, count, now_ps)
         return budget
 
-    def _quantum(self, turn: SimTurn, count: int, now_ps: int) -> int:
+    def _quantum(self, turn: SimTurn, have: int, count: int, now_ps: int) -> int:
+        """Clip a chunk on top of ``have`` computed tokens to the policy's quantum."""
         assert self.policy is not None
+        if have >= max(turn.prompt_tokens, turn.prompt_tokens + turn.generated - 1):
+            return count
         quantum = self.policy.prefill_quantum(turn, self.view, now_ps / PS_PER_S)
-        return count if quantum is None or quantum > count else max(quantum, 1)
+        self._quanta[turn.sequence] = quantum
+        if quantum is None:
+            return count
+        if quantum < 1:
+            raise PolicyError(f"prefill_quantum must be at least 1 token, got {quantum}")
+        return min(quantum, count)
 
     def _give(self, turn: SimTurn, count: int, now_ps: int) -> None:
         """Allocate a prefill chunk whose blocks are known to be free."""
@@ -367,8 +391,6 @@ class SimCore:
         self.kv.grow(turn.holding, turn.request.prefix_id, have, have + count)
         turn.last_scheduled_ps = now_ps
         turn.prefilled += count
-        if self.policy is not None:
-            self.policy.on_scheduled(turn, count, None, now_ps / PS_PER_S)
 
     def _contend(
         self,
@@ -393,7 +415,7 @@ class SimCore:
                 if 0 < threshold < count:
                     count = threshold
                 if self.policy is not None:
-                    count = self._quantum(turn, count, now_ps)
+                    count = self._quantum(turn, have, count, now_ps)
             count = count if count < budget else budget
             blocks = -(-have // size) if decode else turn.holding.blocks
             need = -(-(have + count) // size) - blocks
@@ -438,7 +460,7 @@ class SimCore:
             return count, need
         smaller = count
         while smaller > size:
-            smaller //= 2
+            smaller = max(smaller // 2, size)
             fewer = -(-(have + smaller) // size) - blocks
             if fewer <= self.kv.free:
                 return smaller, fewer
@@ -481,7 +503,7 @@ class SimCore:
         turn.num_preemptions += 1
         self.stats.preemptions += 1
         self._enqueue(turn, preempted=True)
-        self._freed()
+        self._changed()
         self.listener.on_preempted(turn.request, now_ps, turn.lost, blocks)
 
     # --- the waiting queue -----------------------------------------------------------------
@@ -503,7 +525,7 @@ class SimCore:
         if len(self.waiting) > 1:
             self.waiting.sort(key=lambda t: (policy.waiting_key(t, view, now_s), t.sequence))
         if self._reorders and len(self.running) > 1:
-            self.running.sort(key=lambda t: policy.running_key(t, view, now_s))
+            self.running.sort(key=lambda t: (policy.running_key(t, view, now_s), t.sequence))
             self._prefilling = [turn for turn in self.running if not turn.decoding]
         self._sorted_at_ps = now_ps
         self._dirty = False
@@ -538,12 +560,14 @@ class SimCore:
             if 0 < threshold < count:
                 count = threshold
             if self.policy is not None:
-                count = self._quantum(turn, count, now_ps)
+                count = self._quantum(turn, hit * size, count, now_ps)
             count = count if count < budget else budget
             until = total if config.scheduler_reserve_full_isl else hit * size + count
             need = -(-until // size) - hit + unreferenced
             while need > self.kv.free and self.pins.active:
-                if not self.pins.reclaim(now_ps, turn.session):
+                if not self.pins.reclaim(now_ps, turn.session) and (
+                    self.running or not self.pins.reclaim(now_ps, -1)
+                ):
                     break
                 self._freed()
                 hit, unreferenced = self.hit_blocks(turn)
@@ -641,6 +665,7 @@ class SimCore:
                 finished.sort(key=self.running.index)
             else:
                 finished.sort(key=_run_order)
+        self._changed()
         for turn in finished:
             self.running.remove(turn)
             if not self.pins.retain(turn, now_ps):
@@ -652,12 +677,16 @@ class SimCore:
                 recomputed=turn.recomputed,
                 cached=turn.cached,
             )
+
+    def _changed(self) -> None:
+        """A turn was submitted, preempted or finished."""
         self._freed()
+        self.pins.dirty = True
 
     def _freed(self) -> None:
+        """Blocks became free, or the queue changed."""
         self._stuck = False
         self._dirty = True
-        self.pins.dirty = True
 
     def _trace(
         self,

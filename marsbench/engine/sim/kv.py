@@ -41,7 +41,15 @@ class Run:
 class Holding:
     """The blocks of a running turn or a pin."""
 
-    __slots__ = ("block_size", "blocks", "prefix_runs", "private", "session", "shared_blocks")
+    __slots__ = (
+        "block_size",
+        "blocks",
+        "pinned",
+        "prefix_runs",
+        "private",
+        "session",
+        "shared_blocks",
+    )
 
     def __init__(self, session: int, shared_blocks: int, block_size: int) -> None:
         self.session = session
@@ -52,6 +60,7 @@ class Holding:
         """Blocks referenced, hashed or not."""
         self.prefix_runs: list[Run] = []
         self.private: Run | None = None
+        self.pinned = False
 
 
 class KvCache:
@@ -275,6 +284,7 @@ class KvCache:
         full = tokens // self.block_size if self.enable_caching else 0
         self.plain += holding.blocks - full
         pin = Holding(holding.session, holding.shared_blocks, self.block_size)
+        pin.pinned = True
         pin.blocks = full
         if full > holding.shared_blocks:
             own = holding.private

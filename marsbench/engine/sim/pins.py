@@ -12,6 +12,7 @@ from marsbench.core import PS_PER_S, to_ps
 from marsbench.engine.base import CoreListener
 from marsbench.engine.sim.kv import Holding, KvCache
 from marsbench.engine.sim.turn import Pin, SimTurn
+from marsbench.errors import PolicyError
 from marsbench.events import Unpin
 from marsbench.scheduler.base import NoRetention, RetentionPolicy
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from marsbench.engine.sim.core import SimView
 
 FOREVER = 1 << 62
+FOREVER_S = 9.0e6
+"""Latest expiry: about 104 days still fits 64-bit picoseconds."""
 
 
 class Pins:
@@ -55,6 +58,20 @@ class Pins:
         """What the pins reference."""
         return [pin.holding for pin in self._pins.values()]
 
+    def only_pinned(self) -> int:
+        """Blocks that nothing but pins hold, each counted once."""
+        count = 0
+        seen: set[int] = set()
+        for pin in self._pins.values():
+            holding = pin.holding
+            count += pin.num_blocks
+            for run in holding.prefix_runs:
+                count -= run.hi - run.lo
+                if id(run) not in seen and all(holder.pinned for holder in run.holders):
+                    count += run.hi - run.lo
+                seen.add(id(run))
+        return count
+
     def retain(self, turn: SimTurn, now_ps: int) -> bool:
         """Ask whether a finished turn's blocks are kept; if so, keep them."""
         if not self._enabled:
@@ -64,9 +81,11 @@ class Pins:
             turn, request.tool_names, request.is_last, self._view, now_ps / PS_PER_S
         )
         full = turn.computed // self._kv.block_size
-        if answer is None or full == 0 or self.blocks + full > self._limit:
+        if answer is None or request.is_last or full == 0 or self.blocks + full > self._limit:
             return False
-        until_ps = to_ps(answer.until_s) if answer.until_s < FOREVER / PS_PER_S else FOREVER
+        if answer.until_s != answer.until_s:  # NaN
+            raise PolicyError(f"session {turn.session}: on_turn_end retains until NaN")
+        until_ps = to_ps(min(answer.until_s, FOREVER_S))
         if until_ps <= now_ps:
             return False
         tokens = turn.prompt_tokens + turn.generated
@@ -74,6 +93,7 @@ class Pins:
         pin = Pin(holding, turn, context_tokens=tokens, since_ps=now_ps, until_ps=until_ps)
         self._pins[turn.session] = pin
         self.blocks += full
+        self.dirty = True
         self._changed()
         self._listener.on_pin(turn.session, turn.turn_index, now_ps, full, until_ps)
         return True
@@ -108,7 +128,9 @@ class Pins:
             self.dirty = False
             given_up = self._policy.review(list(self._pins.values()), self._view, now_ps / PS_PER_S)
             for pin in given_up:
-                dropped |= self.drop(pin.session, now_ps, Unpin.PRESSURE)
+                if pin.session not in self._pins:
+                    raise PolicyError(f"review gave up session {pin.session}, which has no pin")
+                dropped |= self.drop(pin.session, now_ps, Unpin.EXPIRE)
             self._changed()
         return dropped
 

@@ -12,6 +12,8 @@ class SimClock:
 
     def __init__(self) -> None:
         self.step = 0
+        self.last_start_ps = 0
+        """Start of the last step executed."""
 
 
 class SimTurn:
@@ -105,11 +107,9 @@ class SimTurn:
 
     @property
     def last_scheduled_s(self) -> float:
-        """Start of the last step that ran it, seconds; ``ready_s`` before the first.
-
-        While decoding: the start of the step that made it decode (it runs in every step since).
-        """
-        return self.last_scheduled_ps / PS_PER_S
+        """Start of the last step that ran it, seconds; ``ready_s`` before the first."""
+        last = self.clock.last_start_ps if self.decoding else self.last_scheduled_ps
+        return last / PS_PER_S
 
 
 class Pin:
