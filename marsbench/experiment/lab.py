@@ -1,0 +1,292 @@
+"""Everything cells need before they can run: sessions, arrivals, capacity, ideals, tuned params."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from marsbench.arrival import ARRIVALS, ArrivalPlan, arrival_rng, arrivals
+from marsbench.config import OWN_PACE, ExperimentConfig, Value
+from marsbench.core import Session, plan_turns
+from marsbench.errors import ConfigError
+from marsbench.experiment import tasks, tuning
+from marsbench.experiment.capacity import Capacity, search
+from marsbench.experiment.cells import Cell, Point
+from marsbench.experiment.ideal import ideal_latencies_s
+from marsbench.experiment.memo import Memo, code_digest, digest, sessions_digest
+from marsbench.experiment.pool import Pool
+from marsbench.experiment.wiring import (
+    RunCell,
+    Setup,
+    check_flags,
+    deployment,
+    engine_class,
+    numbers,
+)
+from marsbench.system import System
+from marsbench.trace.workload import Workload
+
+
+class Reporter(Protocol):
+    """Who is told how an experiment goes."""
+
+    def note(self, text: str) -> None:
+        """Something the reader should know; one line."""
+        ...
+
+    def stage(self, text: str) -> None:
+        """What is being done before the cells run."""
+        ...
+
+    def begin(self, num_cells: int, num_sessions: int) -> None:
+        """The cells start; how many of them, and of sessions in all of them."""
+        ...
+
+    def tick(self, done_sessions: int, now_s: float) -> None:
+        """The current cell has finished this many sessions and reached this virtual time."""
+        ...
+
+    def cell_done(self, cell: Cell, line: str) -> None:
+        """A cell is finished and stored (or failed); ``line`` says how it went."""
+        ...
+
+    def end(self) -> None:
+        """No more cells will come."""
+        ...
+
+
+@dataclass
+class Lab:
+    """Prepares cells; asks for each measurement once, and remembers it between runs."""
+
+    config: ExperimentConfig
+    memo: Memo
+    pool: Pool
+    reporter: Reporter
+    run_cell: RunCell | None = None
+    """Instead of the real driver (tests)."""
+    _workloads: dict[str, Workload] = field(default_factory=dict)
+    _sessions: dict[tuple[str, int, str, int], tuple[Session, ...]] = field(default_factory=dict)
+    _capacities: dict[tuple[str, str, int], Capacity] = field(default_factory=dict)
+    _ideals: dict[tuple[str, str, int, int], dict[str, float | None]] = field(default_factory=dict)
+    _tuned: dict[tuple[str, str, str, int], dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def systems(self) -> dict[str, tuple[tuning.Chosen, System]]:
+        """System names of the experiment, resolved."""
+        return {name: tuning.resolve(name) for name in self.config.system}
+
+    def check(self) -> None:
+        """Raise for every name and flag that is wrong, before anything is computed."""
+        from marsbench.registry import unknown
+        from marsbench.tools import TOOL_MODELS
+
+        config = self.config
+        engine_class(config.engine.name)
+        check_flags("engine.params", config.engine.params)
+        if config.tools.name not in TOOL_MODELS:
+            raise unknown("tool model", config.tools.name, TOOL_MODELS)
+        if config.arrival.name not in ARRIVALS:
+            raise unknown("arrival process", config.arrival.name, ARRIVALS)
+        for profile in config.profile:
+            deployment(profile)
+        assert self.systems
+        for spec in config.workload:
+            self.workload(spec)
+
+    def workload(self, spec: str) -> Workload:
+        """An opened workload."""
+        from marsbench.trace.source import open_workload
+
+        if spec not in self._workloads:
+            self._workloads[spec] = open_workload(spec)
+        return self._workloads[spec]
+
+    def sessions(self, spec: str, *, seed: int, split: str, num: int) -> tuple[Session, ...]:
+        """Sessions of a workload; ConfigError if there are none."""
+        key = (spec, seed, split, num)
+        if key not in self._sessions:
+            found = tuple(self.workload(spec).sessions(num, seed, split))
+            if not found:
+                raise ConfigError(
+                    f"workload {spec}: its {split} split has no sessions; "
+                    "use --split all or a longer trace"
+                )
+            self._sessions[key] = found
+        return self._sessions[key]
+
+    def cell_sessions(self, point: Point) -> tuple[Session, ...]:
+        """The sessions of all cells of a point."""
+        return self.sessions(
+            point.workload, seed=point.seed, split=self.config.split, num=self.config.sessions
+        )
+
+    def arrivals(
+        self, spec: str, sessions: tuple[Session, ...], rate_per_s: float | None, seed: int
+    ) -> ArrivalPlan:
+        """When the sessions arrive; the same seed gives the same pattern at every rate."""
+        return arrivals(
+            self.config.arrival.name,
+            sessions,
+            rate_per_s=rate_per_s,
+            rng=arrival_rng(seed, self.workload(spec).name),
+            params=numbers("arrival.params", self.config.arrival.params),
+        )
+
+    def point_arrivals(self, point: Point) -> ArrivalPlan:
+        """The arrivals of all cells of a point."""
+        sessions, rate_per_s = self.cell_sessions(point), self.rate_per_s(point)
+        return self.arrivals(point.workload, sessions, rate_per_s, point.seed)
+
+    def rate_per_s(self, point: Point) -> float | None:
+        """Session arrivals per second at a point; None if arrivals have their own pace."""
+        if point.load is None:
+            return point.rate_per_s
+        capacity = self.capacity(point.workload, point.profile, point.tool_cores)
+        return point.load * capacity.sessions_per_s
+
+    def capacity(self, spec: str, profile: str, tool_cores: int) -> Capacity:
+        """The measured or remembered capacity."""
+        key = (spec, profile, tool_cores)
+        if key not in self._capacities:
+            self._capacities[key] = self._find_capacity(*key)
+        return self._capacities[key]
+
+    def _find_capacity(self, spec: str, profile: str, tool_cores: int) -> Capacity:
+        wanted = self.config.capacity
+        sessions = self.sessions(spec, seed=wanted.seed, split="all", num=wanted.sessions)
+        setup = Setup.of(self.config, profile, tool_cores)
+        inputs = {
+            "workload": self.workload(spec).name,
+            "sessions": sessions_digest(sessions),
+            **self._inputs(setup),
+        }
+        found = self.memo.get("capacity", inputs)
+        if found is not None:
+            curve = tuple((int(n), float(rate)) for n, rate in found["curve"])
+            return Capacity(found["sessions_per_s"], found["active"], curve)
+        self.reporter.stage(f"capacity of {spec} on {profile}, {_cores(tool_cores)}")
+        engine = deployment(profile)[0].engine_config(
+            **check_flags("engine.params", self.config.engine.params)
+        )
+        peak = [max(p.prompt_tokens + p.output_tokens for p in plan_turns(s)) for s in sessions]
+        mean_peak_tokens = sum(peak) / len(peak)
+        first = round(engine.num_blocks * engine.block_size / mean_peak_tokens)
+
+        def measure(numbers: Any) -> list[float]:
+            return self.pool.map(
+                tasks.rate,
+                [tasks.RateTask(setup, sessions, number, self.run_cell) for number in numbers],
+            )
+
+        capacity = search(measure, first=first)
+        if capacity.sessions_per_s <= 0:
+            raise ConfigError(
+                f"workload {spec}: no session fits {profile}; give arrivals with --rate"
+            )
+        self.memo.put("capacity", inputs, asdict(capacity))
+        return capacity
+
+    def ideals(self, point: Point) -> Mapping[str, float | None]:
+        """Session id -> ideal latency of a point's sessions."""
+        key = (point.workload, point.profile, point.tool_cores, point.seed)
+        if key not in self._ideals:
+            setup = Setup.of(self.config, point.profile, point.tool_cores)
+            self.reporter.stage(f"ideal latencies of {point.workload} on {point.profile}")
+
+            def measure(chunks: Any) -> list[list[float | None]]:
+                work = [tasks.IdealTask(setup, tuple(chunk), self.run_cell) for chunk in chunks]
+                return self.pool.map(tasks.ideal, work)
+
+            self._ideals[key] = ideal_latencies_s(
+                self.cell_sessions(point),
+                memo=self.memo,
+                inputs=self._inputs(setup),
+                measure=measure,
+            )
+        return self._ideals[key]
+
+    def candidates(self, cell: Cell) -> tuple[Mapping[str, Value], ...]:
+        """The parameters a cell runs with; several where the best is chosen with hindsight."""
+        chosen, system = self.systems[cell.system]
+        given = self.config.params.get(cell.system, {})
+        if chosen.variant == "best":
+            return tuple({**params, **given} for params in tuning.candidates(system))
+        if chosen.variant == "tuned":
+            return ({**self.tuned(cell)["params"], **given},)
+        return (given,)
+
+    def tuned(self, cell: Cell) -> dict[str, Any]:
+        """{"params", "tried": [[params, mean latency], ...]} of a tuned system at a point."""
+        point = cell.point
+        key = (cell.system, point.workload, point.profile, point.tool_cores)
+        if key not in self._tuned:
+            self._tuned[key] = self._tune(cell)
+        return self._tuned[key]
+
+    def _tune(self, cell: Cell) -> dict[str, Any]:
+        chosen, system = self.systems[cell.system]
+        point, wanted = cell.point, self.config.tuning
+        setup = Setup.of(self.config, point.profile, point.tool_cores)
+        sessions = self.sessions(
+            point.workload, seed=wanted.seed, split="tuning", num=wanted.sessions
+        )
+        plan = self._tuning_arrivals(point, sessions)
+        grid = tuning.candidates(system)
+        inputs = {
+            "system": chosen.base,
+            "grid": grid,
+            "sessions": sessions_digest(sessions),
+            "arrivals": asdict(plan),
+            **self._inputs(setup, system.build.__module__.partition(".")[0]),
+        }
+        found: dict[str, Any] | None = self.memo.get("tuning", inputs)
+        if found is None:
+            self.reporter.stage(f"tuning {chosen.base} on {point.workload}: {len(grid)} candidates")
+            work = [
+                tasks.TrialTask(
+                    setup, chosen.base, params, sessions, plan, wanted.seed, self.run_cell
+                )
+                for params in grid
+            ]
+            tried = list(zip(grid, self.pool.map(tasks.trial, work), strict=True))
+            found = {"params": tuning.pick(tried), "tried": [list(pair) for pair in tried]}
+            self.memo.put("tuning", inputs, found)
+        return found
+
+    def _tuning_arrivals(self, point: Point, sessions: tuple[Session, ...]) -> ArrivalPlan:
+        """Tuning sees its own load whatever the cells' loads are; a closed loop has none."""
+        wanted = self.config.tuning
+        rate_per_s = None
+        if self.config.arrival.name not in OWN_PACE:
+            capacity = self.capacity(point.workload, point.profile, point.tool_cores)
+            rate_per_s = wanted.load * capacity.sessions_per_s
+        return self.arrivals(point.workload, sessions, rate_per_s, wanted.seed)
+
+    def profile_content(self, profile: str) -> dict[str, Any]:
+        """Everything a profile says."""
+        return deployment(profile)[0].model_dump(mode="json")
+
+    def measured_capacities(self) -> Mapping[tuple[str, str, int], Capacity]:
+        """(workload, profile, tool cores) -> capacity, of those that were needed."""
+        return self._capacities
+
+    def measured_tunings(self) -> Mapping[tuple[str, str, str, int], dict[str, Any]]:
+        """(system, workload, profile, tool cores) -> what tuning found, of those needed."""
+        return self._tuned
+
+    def _inputs(self, setup: Setup, *packages: str) -> dict[str, Any]:
+        """What any simulation on a deployment depends on besides sessions and system."""
+        described = {key: value for key, value in asdict(setup).items() if key != "profile"}
+        return {
+            **described,
+            "profile": setup.profile,
+            "profile_content": digest(self.profile_content(setup.profile)),
+            "code": code_digest(packages),
+        }
+
+
+def _cores(tool_cores: int) -> str:
+    return f"{tool_cores} tool cores" if tool_cores else "unlimited tool cores"
