@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from marsbench.admission.base import Oversubscribe, Unlimited
+from marsbench.admission.base import FirstReplica, Oversubscribe, Unlimited
 from marsbench.core import PS_PER_S, Session, plan_turns, to_ps
 from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request
 from marsbench.engine.sessions import CallState, SessionState
@@ -33,7 +33,7 @@ SAMPLE_PS = 5 * PS_PER_S
 HIT_WINDOW = 64
 """Turns over which the prefix cache hit rate of the telemetry is taken."""
 MAX_IDLE_TICKS = 100_000
-NULL_POLICIES = (EngineOrder, NoRetention, Unlimited, Oversubscribe)
+NULL_POLICIES = (EngineOrder, NoRetention, Unlimited, Oversubscribe, FirstReplica)
 
 Timer = tuple[int, int, int, SessionState | None]
 """(time_ps, sequence, what, session)."""

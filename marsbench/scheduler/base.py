@@ -164,7 +164,8 @@ class RetainedView(Protocol):
 
 class RetentionPolicy(Protocol):
     """Whether a finished turn's KV outlives it. Retention is soft: the engine takes it back
-    whenever an allocation would otherwise fail, in the order ``reclaim_key`` gives.
+    whenever an allocation would otherwise fail (for waiting turns see ``yields_to``), in the order
+    ``reclaim_key`` gives.
     """
 
     max_share: float
@@ -194,6 +195,14 @@ class RetentionPolicy(Protocol):
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
         """The pin with the largest key is given up first when blocks run out."""
+        ...
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Whether the pin may be given up so that a *waiting* turn fits. If not, the turn waits;
+        a running turn's growth takes pins without asking, and so does a waiting one if nothing
+        runs (the pool can never wedge)."""
         ...
 
     def spares_returned(self) -> bool:
@@ -269,6 +278,12 @@ class NoRetention:
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
         """Never asked."""
         return ()
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Never asked."""
+        return True
 
     def spares_returned(self) -> bool:
         """Never asked."""

@@ -423,7 +423,7 @@ class SimCore:
                 count, need = self._shrink(have, count, need, blocks)
             stopped = False
             while need > self.kv.free:
-                if self.pins.active and self.pins.reclaim(now_ps, -1):
+                if self.pins.active and self.pins.reclaim(now_ps, None):
                     self._freed()
                     continue
                 victim = self._victim(now_ps)
@@ -565,8 +565,8 @@ class SimCore:
             until = total if config.scheduler_reserve_full_isl else hit * size + count
             need = -(-until // size) - hit + unreferenced
             while need > self.kv.free and self.pins.active:
-                if not self.pins.reclaim(now_ps, turn.session) and (
-                    self.running or not self.pins.reclaim(now_ps, -1)
+                if not self.pins.reclaim(now_ps, turn) and (
+                    self.running or not self.pins.reclaim(now_ps, None)
                 ):
                     break
                 self._freed()

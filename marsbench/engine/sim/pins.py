@@ -134,14 +134,22 @@ class Pins:
             self._changed()
         return dropped
 
-    def reclaim(self, now_ps: int, keep_session: int) -> bool:
-        """Give up the pin with the largest key, except ``keep_session``'s. False if there is none."""
+    def reclaim(self, now_ps: int, waiting: SimTurn | None) -> bool:
+        """Give up the pin with the largest key; False if there is none to give.
+
+        For a ``waiting`` turn: not its own session's (that is its prefix hit), and only pins that
+        yield to it.
+        """
         best: Pin | None = None
         best_key: tuple[float, ...] = ()
+        now_s = now_ps / PS_PER_S
         for pin in self._pins.values():
-            if pin.session == keep_session:
+            if waiting is not None and (
+                pin.session == waiting.session
+                or not self._policy.yields_to(pin, waiting, self._view, now_s)
+            ):
                 continue
-            key = self._policy.reclaim_key(pin, self._view, now_ps / PS_PER_S)
+            key = self._policy.reclaim_key(pin, self._view, now_s)
             if best is None or key > best_key:
                 best, best_key = pin, key
         return best is not None and self.drop(best.session, now_ps, Unpin.PRESSURE)

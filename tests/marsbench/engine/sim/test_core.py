@@ -255,6 +255,9 @@ class Chaos(EngineOrder):
     def reclaim_key(self, retained, view, now_s):
         return (float(retained.num_blocks),)
 
+    def yields_to(self, retained, turn, view, now_s):
+        return (retained.session + turn.session) % 3 != 0
+
     def spares_returned(self):
         return True
 
