@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from marsbench.attribution import Ints
 
 SUMMARY_VERSION = 1
+Filters = list[tuple[str, str, object]]
+"""Rows to keep, as (column, comparison, value); all must hold."""
 TABLES = ("events", "sessions", "turns")
 KEY_FIELDS = tuple(field.name for field in fields(CellKey))
 """What identifies a cell; the first columns of sessions.parquet and turns.parquet."""
@@ -133,7 +135,7 @@ def read_table(
     name: str,
     *,
     columns: Sequence[str] | None = None,
-    filters: list[tuple[str, str, object]] | None = None,
+    filters: Filters | None = None,
 ) -> pd.DataFrame:
     """One of TABLES of a run folder; of an unfinished run, of the cells it finished."""
     assert name in TABLES, name
@@ -176,7 +178,7 @@ def _summary(run_id: str, cells: Mapping[int, dict[str, Any]]) -> dict[str, Any]
     return {
         "summary_version": SUMMARY_VERSION,
         "run_id": run_id,
-        "cells": [cells[index] for index in sorted(cells)],
+        "cells": [{"cell": index, **cells[index]} for index in sorted(cells)],
     }
 
 

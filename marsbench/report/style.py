@@ -1,0 +1,150 @@
+"""One look for all figures: theme, and colour, marker and order of every system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one system is drawn, everywhere."""
+
+    color: str
+    marker: str
+    dash: str = "-"
+    width: float = 1.4
+
+
+SYSTEM_LOOKS: dict[str, Look] = {
+    "mars": Look("#d55e00", "o", width=2.4),
+    "mars-preview": Look("#e69f00", "D", "--"),
+    "vllm": Look("#0173b2", "s"),
+    "vllm-tuned": Look("#56b4e9", "s", "--"),
+    "sglang": Look("#949494", "P"),
+    "autellix": Look("#029e73", "^"),
+    "infercept": Look("#cc78bc", "v"),
+    "continuum": Look("#8f6b4a", "<"),
+    "continuum-dynamic": Look("#8f6b4a", ">", "--"),
+    "thunderagent": Look("#7a5195", "X"),
+    "concur": Look("#b3a100", "p"),
+    "oracle": Look("#222222", "*", ":"),
+}
+"""In the order of every figure and table: MARS first, then stock, then published systems."""
+
+_SPARE_COLORS = ("#d98880", "#5d8aa8", "#7fb069", "#a67fb5", "#c9a227", "#5f9ea0")
+_SPARE_MARKERS = ("h", "d", "H", "8")
+
+COMPONENT_COLORS: dict[str, str] = {
+    "backlog": "#8c2d04",
+    "queue": "#d94801",
+    "prefill": "#2171b5",
+    "recompute": "#cb181d",
+    "decode": "#6baed6",
+    "tool_queue": "#807dba",
+    "tool": "#74c476",
+    "other": "#bdbdbd",
+}
+"""Waiting in browns, engine work in blues, work done twice in red, tools in violet and green."""
+
+PANEL = (4.2, 3.0)
+"""Inches of one panel."""
+
+
+def in_order(systems: Iterable[str]) -> list[str]:
+    """MARS and its variants first, then the order of SYSTEM_LOOKS, then by name."""
+    known = list(SYSTEM_LOOKS)
+
+    def position(system: str) -> tuple[int, str]:
+        base = system.split(" @ ", maxsplit=1)[0]
+        if base in known:
+            return known.index(base), system
+        if base.startswith("mars"):
+            return known.index("mars-preview"), system
+        return len(known), system
+
+    return sorted(set(systems), key=position)
+
+
+def looks(systems: Iterable[str]) -> dict[str, Look]:
+    """A look for each system; those not in SYSTEM_LOOKS take the next spare one by name."""
+    ordered = in_order(systems)
+    unknown = sorted(system for system in ordered if system not in SYSTEM_LOOKS)
+    spare = {
+        system: Look(
+            _SPARE_COLORS[k % len(_SPARE_COLORS)],
+            _SPARE_MARKERS[k % len(_SPARE_MARKERS)],
+            ("-", "--", ":")[k // len(_SPARE_COLORS) % 3],
+        )
+        for k, system in enumerate(unknown)
+    }
+    return {system: SYSTEM_LOOKS.get(system) or spare[system] for system in ordered}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """The seaborn theme of all figures, for the duration of a ``with`` block."""
+    rc: Any = {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("paper"),
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.7,
+        "axes.edgecolor": "#777777",
+        "axes.titlesize": "medium",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "lines.markersize": 5.0,
+        "savefig.dpi": 160,
+        "pdf.fonttype": 42,
+    }
+    with mpl.rc_context(rc):
+        yield
+
+
+def panels(
+    rows: int, columns: int, *, share: bool = False, scale: float = 1.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with rows x columns panels, row by row, in (``scale`` of) the size all have."""
+    width, height = PANEL[0] * scale, PANEL[1] * scale
+    figure = Figure(figsize=(columns * width + 1.3, rows * height + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    return figure, [axes for row in grid for axes in row]
+
+
+def legend(figure: Figure, axes: Axes, **options: Any) -> None:
+    """The legend of ``axes`` beside all panels, where it cannot cover data."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, **{"loc": "outside right upper", **options})
+
+
+def scale_to(axes: Axes, values: Sequence[float], *, axis: str = "y") -> None:
+    """Logarithmic if positive values span more than a decade and a half, else from zero."""
+    positive = [value for value in values if value > 0]
+    if positive and max(positive) > 30 * min(positive):
+        log_axis(axes, axis)
+        return
+    axes.set(**{f"{axis}lim": (0, None)})
+    if positive and max(positive) >= 10_000:
+        getattr(axes, f"{axis}axis").set_major_formatter("{x:,.0f}")
+
+
+def log_axis(axes: Axes, axis: str) -> None:
+    """A logarithmic axis whose ticks are plain numbers (1, 2, 5, 10, ...)."""
+    axes.set(**{f"{axis}scale": "log"})
+    ticks = getattr(axes, f"{axis}axis")
+    ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ticks.set_major_formatter(FuncFormatter(_plain_number))
+    ticks.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float, _position: int | None) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
