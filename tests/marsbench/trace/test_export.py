@@ -1,0 +1,171 @@
+"""Other tools' formats: exact fields, and block ids that mean what our plans mean."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marsbench.core import Session, SharedPrefix, ToolCall, Turn, plan_turns
+from marsbench.errors import ConfigError
+from marsbench.trace.export import BlockIds, export
+
+PREFIX = SharedPrefix("sys", 1024)
+
+
+def run(sessions, name, **options):
+    stream = io.BytesIO()
+    losses = export(sessions, stream, name, **options)
+    return stream.getvalue().decode(), losses.summary()
+
+
+def rows(sessions, name, **options):
+    return [json.loads(line) for line in run(sessions, name, **options)[0].splitlines()]
+
+
+def test_block_ids_follow_prefix_output_and_compaction():
+    """Blocks keep their id exactly while they lie in the reusable prefix (block = 100 tokens).
+
+    0: prompt 100+150=250, reused 100: [shared] + 2 new.
+    1: context 250+50 output=300, +100: prompt 400, reused 300: 3 kept, 1 new.
+    2: output 40 rewritten (half re-sent: 20): prompt 400+20+80=500, reused 400: 4 kept, 1 new.
+    3: compaction to 220, shared prefix 100 kept, +30: prompt 250, reused 100: 1 kept, 2 new.
+    """
+    turns = (
+        Turn(150, 50),
+        Turn(100, 40, resent_output=0.5),
+        Turn(80, 10),
+        Turn(30, 1, drop_context_to=220),
+    )
+    session = Session("a", turns, shared_prefix=SharedPrefix("p", 100))
+    ids = BlockIds(100)
+    plans = plan_turns(session)
+    assert [p[:2] for p in plans] == [(250, 100), (400, 300), (500, 400), (250, 100)]
+    a = list(ids.of(plans, session.shared_prefix))
+    assert a == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 5, 6]]
+    again = list(ids.of(plans, session.shared_prefix))
+    assert again[0] == [0, 7, 8]
+    assert list(ids.of(plans[:1], SharedPrefix("other", 100))) == [[13, 14, 15]]
+
+
+@settings(max_examples=40)
+@given(data=st.data(), block_size=st.sampled_from([1, 16, 100, 512]))
+def test_leading_shared_blocks_are_the_reusable_prefix(any_session, data, block_size):
+    """Successive prompts share as many leading blocks as their plans say, and no block after."""
+    session = data.draw(any_session)
+    plans = plan_turns(session)
+    prompts = list(BlockIds(block_size).of(plans, session.shared_prefix))
+    for plan, ids in zip(plans, prompts, strict=True):
+        assert len(ids) == -(-plan.prompt_tokens // block_size)
+        assert len(set(ids)) == len(ids)
+    for before, now, plan in zip(prompts, prompts[1:], plans[1:], strict=False):
+        kept = min(plan.reused_tokens // block_size, len(before))
+        assert now[:kept] == before[:kept]
+        assert not set(now[kept:]) & set(before)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_agentic_mooncake_rows_are_a_replayable_graph(any_session, data):
+    """Ids are unique, every dependency stands earlier, and each block list fits its prompt."""
+    seen = set()
+    for row in rows([data.draw(any_session)], "agentic-mooncake", block_size=64):
+        assert row["request_id"] not in seen
+        assert set(row.get("wait_for", [])) <= seen
+        assert ("timestamp" in row) == ("wait_for" not in row)
+        assert 0 <= len(row["hash_ids"]) * 64 - row["input_length"] < 64
+        seen.add(row["request_id"])
+
+
+def test_agentic_mooncake_fields():
+    """Exact rows of a parent with a sub-agent: delays in ms, join on both, new prefix per session.
+
+    Turn 0: prompt 1024+1000=2024 -> 4 blocks of 512, the first two shared. The sub-agent's own
+    wait (class subagent) is not added to what its session takes; the test beside it is.
+    """
+    child = Session("kid", (Turn(600, 9),))
+    tools = (ToolCall("Task", "subagent", 9.0), ToolCall("Bash", "test", 2.5))
+    parent = Session(
+        "a", (Turn(1000, 24, tools=tools, think_s=0.5, children=(child,)), Turn(5, 1)),
+        arrival_s=1.25, shared_prefix=PREFIX,
+    )  # fmt: skip
+    found = rows([parent], "agentic-mooncake")
+    assert found == [
+        {"request_id": "a/0", "session_id": "a", "input_length": 2024, "output_length": 24,
+         "hash_ids": [0, 1, 2, 3], "timestamp": 1250.0, "branches": ["kid/0"], "prefix_reset": True},
+        {"request_id": "kid/0", "session_id": "kid", "input_length": 600, "output_length": 9,
+         "hash_ids": [4, 5], "wait_for": ["a/0"], "delay": 0.0, "prefix_reset": True},
+        {"request_id": "a/1", "session_id": "a", "input_length": 2053, "output_length": 1,
+         "hash_ids": [0, 1, 2, 3, 6], "wait_for": ["a/0", "kid/0"], "delay": 500.0,
+         "tool_wait_ms": 2500.0, "prefix_reset": False},
+    ]  # fmt: skip
+    summary = run([parent], "agentic-mooncake")[1]
+    assert "2 tool calls lose name" in summary
+    assert "1 turns run their other tools after their sub-agents" in summary
+
+
+def test_trie_row_reproduces_every_prompt():
+    """Prompt k+1 of the format = prompt k + answer + tool output, as long as prompts grow.
+
+    Prompts 1124, 1124+10+50=1184, 1184+5+1=1190; waits 1.5 s and 0.
+    """
+    turns = (Turn(100, 10, tools=(ToolCall("B", "test", 1.5),)), Turn(50, 5), Turn(1, 7))
+    text, lost = run([Session("a", turns, shared_prefix=PREFIX)], "trie")
+    assert json.loads(text) == {
+        "num_turns": 2, "input_prompt_length": 1124, "assistant_response_length": [10, 5],
+        "tool_call_output_length": [50, 1], "tool_call_latency": [1.5, 0.0],
+        "final_assistant_response_length": 7,
+    }  # fmt: skip
+    assert lost.startswith("1 shared prefixes are not marked as shared; 1 tool calls lose")
+
+
+def test_trie_says_what_it_cannot_express():
+    """Compaction, rewritten output, people and sub-agents each appear in the losses."""
+    child = Session("kid", (Turn(1, 1),))
+    turns = (
+        Turn(1000, 100, resent_output=0.5, think_s=1.0, children=(child,)),
+        Turn(500, 10),
+        Turn(5, 1, drop_context_to=100),
+    )
+    _, lost = run([Session("a", turns)], "trie")
+    for kind in (
+        "1 turns that rewrite",
+        "1 turns whose prompt shrinks",
+        "1 sub-agent",
+        "1 turns have idle",
+    ):
+        assert kind in lost
+
+
+def test_tracelab_csv_columns(session):
+    """The runner's columns; waits and arrivals in ms, no wait after the last turn.
+
+    Turn 1: prompt 100+10+50=160 of which 110 were there before.
+    """
+    made = session("a", [(100, 10, 1.0, 2.0), (50, 5, 9.0)], arrival_s=0.5)
+    assert run([made], "tracelab-csv")[0].splitlines() == [
+        "session_id,round_idx,prefix_len,input_len,output_len,tool_wait_after_ms,arrival_time",
+        "a,0,0,100,10,2000.000000,500.000000",
+        "a,1,110,50,5,0.000000,500.000000",
+    ]
+
+
+def test_canonical_loses_nothing(session):
+    """The canonical format is the identity."""
+    from marsbench.trace.schema import decode_session
+
+    text, lost = run([session()], "canonical")
+    assert (decode_session(text.encode()), lost) == (session(), "")
+
+
+def test_wrong_requests(session):
+    """An unknown format names the closest one; a block needs at least one token."""
+    with pytest.raises(
+        ConfigError, match="unknown export format 'agentic_mooncake'; did you mean 'age"
+    ):
+        run([session()], "agentic_mooncake")
+    with pytest.raises(ConfigError, match="--block-size 0: must be at least 1"):
+        run([session()], "trie", block_size=0)
