@@ -82,6 +82,7 @@ def _render(figure: Figure, title: str, run_ids: Sequence[str]) -> tuple[bytes, 
     runs = "runs: " + ", ".join(run_ids)
     png, pdf = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", metadata={"Title": title, "Description": runs})
+    figure.set_layout_engine("none")  # keep the layout just made: making it again costs as much
     figure.savefig(
         pdf, format="pdf", metadata={"Title": title, "Keywords": runs, "CreationDate": None}
     )

@@ -1,0 +1,59 @@
+"""The results table: numbers, order, and both ways of printing."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from marsbench.report.data import load_runs
+from marsbench.report.table import COLUMNS, headings, print_table, report_rows, text_cells
+
+
+@pytest.fixture(scope="module")
+def data(make_run):
+    factors = {"vllm": 3.0, "mars": 1.0}
+    return load_runs([make_run(factors, loads=(0.3, 0.9), seeds=(0, 1), num_sessions=8)])
+
+
+def test_one_row_per_load_and_system(data):
+    """Rows ascend in load, MARS first; numbers are means over seeds."""
+    rows = report_rows(data)
+    assert [(row["load"], row["system"]) for row in rows] == [
+        (0.3, "mars"), (0.3, "vllm"), (0.9, "mars"), (0.9, "vllm"),
+    ]  # fmt: skip
+    cells = data.cells
+    mine = cells[(cells["system"] == "vllm") & (cells["load"] == 0.9)]
+    assert rows[3]["session_latency_s.p95"] == pytest.approx(mine["session_latency_s.p95"].mean())
+    assert rows[3]["session_latency_s.p95 ±"] > 0
+    assert rows[3]["seeds"] == 2
+
+
+def test_missing_numbers_print_as_a_dash(data):
+    """A metric that could not be measured is '-', not nan."""
+    row = report_rows(data)[0] | {"slo_attainment.3": None}
+    assert text_cells(row)[4 + [c.metric for c in COLUMNS].index("slo_attainment.3")] == "-"
+    assert len(text_cells(row)) == len(headings())
+
+
+def test_plain_output_is_aligned(data):
+    """Away from a terminal the table is text without control codes, one line a row."""
+    stream = io.StringIO()
+    print_table(headings(), [text_cells(row) for row in report_rows(data)], stream)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("workload")
+    assert "\x1b" not in stream.getvalue()
+    assert lines[1].index("mars") == lines[0].index("system")
+
+
+def test_terminal_output_has_the_same_cells(data):
+    """On a terminal the same cells appear in a styled table."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    print_table(["a", "b"], [["x", "1.5"]], stream)
+    assert "1.5" in stream.getvalue()
