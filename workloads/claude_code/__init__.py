@@ -1,0 +1,1 @@
+"""Claude Code transcripts: session JSONL files, project directories, and task bundles."""

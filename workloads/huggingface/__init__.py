@@ -1,0 +1,1 @@
+"""Hugging Face datasets whose rows are in one of the known formats."""

@@ -1,0 +1,1 @@
+"""OpenHands V1 (software-agent SDK): conversation directories and benchmark rows."""

@@ -1,0 +1,1 @@
+"""SWE-smith trajectories: SWE-agent 1.x on synthetic tasks."""
