@@ -15,6 +15,9 @@ from marsbench.registry import unknown
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("marsbench.cli.run:run", "Run an experiment: a grid of cells into a run folder."),
+    "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
+    "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
+    "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),
     "list": ("marsbench.cli.list:list_names", "List systems, workloads, engines, profiles, ..."),
     "doctor": ("marsbench.cli.doctor:doctor", "Say what this machine can run and what is missing."),
 }

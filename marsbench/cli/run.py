@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,6 @@ def run(
 ) -> None:
     """Run an experiment: every combination of workload, profile, tool cores, load, seed, system."""
     from marsbench.cli.progress import make_reporter
-    from marsbench.cli.table import table
     from marsbench.config import load_config
     from marsbench.experiment.memo import default_folder
     from marsbench.experiment.runner import RunResult, run_experiment
@@ -87,9 +87,18 @@ def run(
     if as_json:
         print(json.dumps(result.summary, indent=1))
     else:
-        print(table(result.summary["cells"]))
-        typer.echo(f"run folder: {result.folder}", err=True)
+        _print_table(result)
+        print(f"run folder: {result.folder}", file=sys.stderr)
     _complain(result)
+
+
+def _print_table(result: Any) -> None:
+    from marsbench.report.data import load_runs
+    from marsbench.report.table import headings, print_table, report_rows, text_cells
+
+    if result.summary["cells"]:
+        rows = report_rows(load_runs([result.folder]))
+        print_table(headings(), [text_cells(row) for row in rows], sys.stdout)
 
 
 def _complain(result: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from marsbench.config import ExperimentConfig
 
@@ -29,7 +30,8 @@ class Point:
             rate = f"load {self.load:g}"
         elif self.rate_per_s is not None:
             rate = f"{self.rate_per_s:g}/s"
-        return f"{self.workload} {self.profile} {rate} {self.tool_cores} cores seed {self.seed}"
+        name = Path(self.workload).name
+        return f"{name} {self.profile} {rate} {self.tool_cores} cores seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from marsbench.arrival import ARRIVALS, ArrivalPlan, arrival_rng, arrivals
+from marsbench.arrival import ArrivalPlan, arrival_rng, arrivals
 from marsbench.config import OWN_PACE, ExperimentConfig, Value
 from marsbench.core import Session, plan_turns
 from marsbench.errors import ConfigError
 from marsbench.experiment import tasks, tuning
 from marsbench.experiment.capacity import Capacity, search
-from marsbench.experiment.cells import Cell, Point
+from marsbench.experiment.cells import Cell, Point, points
 from marsbench.experiment.ideal import ideal_latencies_s
 from marsbench.experiment.memo import Memo, code_digest, digest, sessions_digest
 from marsbench.experiment.pool import Pool
@@ -22,8 +22,8 @@ from marsbench.experiment.wiring import (
     Setup,
     check_flags,
     deployment,
-    engine_class,
     numbers,
+    try_out,
 )
 from marsbench.system import System
 from marsbench.trace.workload import Workload
@@ -84,17 +84,18 @@ class Lab:
         from marsbench.tools import TOOL_MODELS
 
         config = self.config
-        engine_class(config.engine.name)
-        check_flags("engine.params", config.engine.params)
         if config.tools.name not in TOOL_MODELS:
             raise unknown("tool model", config.tools.name, TOOL_MODELS)
-        if config.arrival.name not in ARRIVALS:
-            raise unknown("arrival process", config.arrival.name, ARRIVALS)
         for profile in config.profile:
-            deployment(profile)
-        assert self.systems
-        for spec in config.workload:
-            self.workload(spec)
+            setup = Setup.of(config, profile, config.tool_cores[0])
+            for name, (_, system) in self.systems.items():
+                try_out(setup, system, config.params.get(name), run_cell=self.run_cell)
+        names = [self.workload(spec).name for spec in config.workload]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two workloads are called {max(names, key=names.count)!r}; rename")
+        for point in points(config):
+            rate_per_s = point.rate_per_s if point.load is None else 1.0
+            self.arrivals(point.workload, self.cell_sessions(point), rate_per_s, point.seed)
 
     def workload(self, spec: str) -> Workload:
         """An opened workload."""
@@ -167,7 +168,9 @@ class Lab:
         if found is not None:
             curve = tuple((int(n), float(rate)) for n, rate in found["curve"])
             return Capacity(found["sessions_per_s"], found["active"], curve)
-        self.reporter.stage(f"capacity of {spec} on {profile}, {_cores(tool_cores)}")
+        self.reporter.stage(
+            f"capacity of {self.workload(spec).name} on {profile}, {_cores(tool_cores)}"
+        )
         engine = deployment(profile)[0].engine_config(
             **check_flags("engine.params", self.config.engine.params)
         )
@@ -194,9 +197,11 @@ class Lab:
         key = (point.workload, point.profile, point.tool_cores, point.seed)
         if key not in self._ideals:
             setup = Setup.of(self.config, point.profile, point.tool_cores)
-            self.reporter.stage(f"ideal latencies of {point.workload} on {point.profile}")
+            name = self.workload(point.workload).name
 
             def measure(chunks: Any) -> list[list[float | None]]:
+                if chunks:
+                    self.reporter.stage(f"ideal latencies of {name} on {point.profile}")
                 work = [tasks.IdealTask(setup, tuple(chunk), self.run_cell) for chunk in chunks]
                 return self.pool.map(tasks.ideal, work)
 
@@ -244,7 +249,9 @@ class Lab:
         }
         found: dict[str, Any] | None = self.memo.get("tuning", inputs)
         if found is None:
-            self.reporter.stage(f"tuning {chosen.base} on {point.workload}: {len(grid)} candidates")
+            self.reporter.stage(
+                f"tuning {chosen.base} on {self.workload(point.workload).name}: {len(grid)} candidates"
+            )
             work = [
                 tasks.TrialTask(
                     setup, chosen.base, params, sessions, plan, wanted.seed, self.run_cell

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from marsbench.core import Session
+from marsbench.engine.vllm.runtime import installed_version
 
 STAGES = ("core", "events", "records", "system", "admission", "arrival", "engine", "scheduler")
 """Parts of marsbench whose code decides what a simulation gives."""
@@ -92,10 +92,7 @@ def code_digest(packages: Iterable[str] = ()) -> str:
         files = sorted(root.rglob("*.py")) if root.is_dir() else [root.with_suffix(".py")]
         for file in files:
             total.update(file.name.encode() + b"\0" + file.read_bytes())
-    try:
-        total.update(version("vllm").encode())
-    except PackageNotFoundError:
-        total.update(b"no vllm")
+    total.update((installed_version() or "no vllm").encode())
     return total.hexdigest()[:24]
 
 

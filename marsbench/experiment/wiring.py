@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from marsbench.arrival import ArrivalPlan
 from marsbench.config import ExperimentConfig, Value
-from marsbench.core import Session, to_s
+from marsbench.core import Session, ToolCall, Turn, to_s
 from marsbench.engine.base import CoreStats, EngineConfig
 from marsbench.engine.cost import StepCost
 from marsbench.engine.profile import Profile, load_profile
@@ -76,20 +77,25 @@ def simulate(
     system: System,
     params: Mapping[str, Value],
     sessions: Sequence[Session],
-    arrivals: Any,
+    arrivals: ArrivalPlan,
     *,
     seed: int,
     progress: Progress | None = None,
     run_cell: RunCell | None = None,
+    policy_params: dict[str, float] | None = None,
 ) -> Outcome:
-    """Run sessions through a system on a deployment until all have ended."""
+    """Run sessions through a system on a deployment until all have ended.
+
+    ``policy_params`` replaces the policy's part of ``params`` (to watch what it reads).
+    """
     run = run_cell or default_run_cell()
     profile, cost = deployment(setup.profile)
-    flags, policy_params = split_params(system, params)
+    flags, found_params = split_params(system, params)
     engine = profile.engine_config(
         **{**system.engine, **check_flags("engine.params", setup.engine_flags), **flags}
     )
-    policies = _policies(setup, system, policy_params, engine, sessions, seed)
+    given = found_params if policy_params is None else policy_params
+    policies = _policies(setup, system, given, engine, sessions, seed)
     core = engine_class(setup.engine)
     log = EventLog()
     try:
@@ -112,10 +118,61 @@ def simulate(
     return Outcome(log, stats, engine)
 
 
+def try_out(
+    setup: Setup,
+    system: System | None = None,
+    params: Mapping[str, Value] | None = None,
+    *,
+    run_cell: RunCell | None = None,
+) -> float:
+    """Latency of one session of two short turns: whether a deployment and a system work at all.
+
+    Raises ConfigError for a parameter that the system never reads.
+    """
+    tool = ToolCall("ls", "shell_read", 0.1)
+    session = Session("try-out", (Turn(1000, 50, tools=(tool,)), Turn(200, 50)))
+    tried = system or stock_system()
+    given = WatchedParams(split_params(tried, params or {})[1])
+    flags = {name: value for name, value in (params or {}).items() if name in ENGINE_FLAGS}
+    plan = ArrivalPlan(times_ps=(0,))
+    outcome = simulate(
+        setup, tried, flags, [session], plan, seed=0, run_cell=run_cell, policy_params=given
+    )
+    unread = sorted(given.keys() - given.read)
+    if unread:
+        raise unknown(f"parameter of system {tried.name!r}", unread[0], given.read)
+    latency_s = latencies_s(outcome.log, [session])[0]
+    if latency_s is None:
+        raise ConfigError(f"profile {setup.profile}: a turn of 1,250 tokens does not fit")
+    return latency_s
+
+
+class WatchedParams(dict[str, float]):
+    """Policy parameters that note which names are asked for."""
+
+    def __init__(self, params: Mapping[str, float]) -> None:
+        super().__init__(params)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> float:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any dict, and noted."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        """Whoever goes through all of them checks the names itself."""
+        self.read.update(self)
+        return super().items()
+
+
 def _policies(
     setup: Setup,
     system: System,
-    params: Mapping[str, float],
+    params: dict[str, float],
     engine: EngineConfig,
     sessions: Sequence[Session],
     seed: int,
@@ -127,7 +184,7 @@ def _policies(
         block_size=engine.block_size,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
-        params=dict(params),
+        params=params,
     )
     if system.clairvoyant is not None:
         return system.clairvoyant(context, sessions)

@@ -1,0 +1,51 @@
+"""Remembered results: found again by content, never trusted when damaged, never required."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from marsbench.core import Session, Turn
+from marsbench.experiment.memo import Memo, code_digest, session_digest
+
+
+def test_found_by_inputs(tmp_path):
+    """The same inputs give the stored result, other inputs nothing; order of keys is no input."""
+    memo = Memo(tmp_path, print)
+    memo.put("capacity", {"a": 1, "b": 2}, [1.5])
+    assert memo.get("capacity", {"b": 2, "a": 1}) == [1.5]
+    assert memo.get("capacity", {"a": 1, "b": 3}) is None
+    assert memo.get("ideal", {"a": 1, "b": 2}) is None
+
+
+def test_damaged_file_is_measured_again(tmp_path):
+    """A file that a crash cut off is as good as none."""
+    memo = Memo(tmp_path, print)
+    memo.put("capacity", {}, 1)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(path.read_text()[:-3])
+    assert memo.get("capacity", {}) is None
+
+
+def test_unwritable_folder_is_said_once(tmp_path):
+    """A cache that cannot be written costs one line, not the run."""
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    memo = Memo(tmp_path / "file" / "cache", said.append)
+    memo.put("capacity", {}, 1)
+    memo.put("capacity", {"x": 1}, 1)
+    assert len(said) == 1
+    assert "--cache" in said[0]
+
+
+def test_session_digest_is_of_content():
+    """Two sessions that do the same are one measurement, whatever they are called."""
+    session = Session("a", (Turn(10, 5),))
+    other_name = replace(session, session_id="b", arrival_s=3.0)
+    assert session_digest(session) == session_digest(other_name)
+    assert session_digest(session) != session_digest(Session("a", (Turn(10, 6),)))
+
+
+def test_code_digest_covers_packages():
+    """Tuned parameters depend on the code of the policy's package too."""
+    assert code_digest() == code_digest()
+    assert code_digest() != code_digest(["baselines"])
