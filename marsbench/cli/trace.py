@@ -15,7 +15,12 @@ import typer
 if TYPE_CHECKING:
     from marsbench.trace.stats import TraceStats
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Make, convert, describe, check and fetch workload traces.",
+)
 
 Source = Annotated[Path, typer.Argument(help="Trace file or directory (plain, gzip or zstd).")]
 Format = Annotated[

@@ -180,7 +180,7 @@ def _trie_row(session: Session, losses: Losses) -> dict[str, Any]:
     for plan, following in pairwise(plans):
         grown = following.prompt_tokens - plan.prompt_tokens - plan.output_tokens
         if grown < 0:
-            losses.add("turns whose prompt shrinks (compaction) are written as growing by 0")
+            losses.add("prompts grow by less than the last output and are written too long")
         elif following.reused_tokens <= plan.prompt_tokens:
             losses.add("turns that rewrite output or context look fully reusable")
         results.append(max(0, grown))

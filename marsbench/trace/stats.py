@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from marsbench.core import Session, Turn, plan_turns
+from marsbench.core import Session, Turn, TurnPlan, plan_turns
 
 MAX_VALUES = 200_000
 """Above this a quantity keeps a uniform sample (its n and mean stay exact)."""
@@ -43,7 +44,7 @@ QUANTITIES = {
 
 
 class Distribution:
-    """Values of one quantity in bounded memory: a reservoir (Vitter 1985, algorithm R)."""
+    """Values of one quantity in bounded memory: a reservoir (Li 1994, algorithm L)."""
 
     def __init__(self, rng: np.random.Generator, max_values: int = MAX_VALUES) -> None:
         self.num = 0
@@ -51,16 +52,28 @@ class Distribution:
         self._values = array("d")
         self._rng = rng
         self._max_values = max_values
+        self._weight = 1.0
+        self._next = max_values
+        """Number of the next value that enters the full reservoir."""
 
     def add(self, value: float) -> None:
         self.num += 1
         self.total += value
-        if len(self._values) < self._max_values:
+        if self.num <= self._max_values:
             self._values.append(value)
-        else:
-            slot = int(self._rng.integers(self.num))
-            if slot < self._max_values:
-                self._values[slot] = value
+            if self.num == self._max_values:
+                self._skip()
+        elif self.num == self._next:
+            self._values[int(self._rng.integers(self._max_values))] = value
+            self._skip()
+
+    def _skip(self) -> None:
+        """Draw how many values pass by; a generator call per kept value, not per value."""
+        uniform = 1.0 - self._rng.random(2)  # (0, 1]
+        self._weight *= math.exp(math.log(uniform[0]) / self._max_values)
+        self._next += 1
+        if self._weight < 1.0:
+            self._next += int(math.log(uniform[1]) / math.log1p(-self._weight))
 
     def values(self) -> NDArray[np.float64]:
         """The kept values: all of them if ``num`` is at most the limit."""
@@ -178,19 +191,20 @@ class _Collector:
     def _add_session(self, session: Session) -> None:
         self.stats.num_sessions += 1
         before = self.stats.prompt_tokens
-        self._add_turns(session)
-        plans = plan_turns(session)
+        plans, tool_s = self._add_turns(session)
         self._add("turns", len(session.turns))
         self._add("first_prompt_tokens", plans[0].prompt_tokens)
         self._add("final_prompt_tokens", plans[-1].prompt_tokens)
         self._add("total_prompt_tokens", self.stats.prompt_tokens - before)
         self._add("total_output_tokens", sum(t.output_tokens for t in _turns(session)))
-        self._add("session_tool_s", sum(_tool_wait_s(turn) for turn in session.turns))
+        self._add("session_tool_s", tool_s)
 
-    def _add_turns(self, session: Session) -> None:
+    def _add_turns(self, session: Session) -> tuple[list[TurnPlan], float]:
+        """Count a session's turns; returns their plans and the sum of their tool waits."""
         self._occurring.update(_occurring(session))
         plans = plan_turns(session)
         previous = None
+        tool_s = 0.0
         for index, (turn, plan) in enumerate(zip(session.turns, plans, strict=True)):
             self.stats.num_turns += 1
             self.stats.prompt_tokens += plan.prompt_tokens
@@ -201,22 +215,27 @@ class _Collector:
                 self._add("new_input_tokens", turn.new_input_tokens)
             self.stats.reused_tokens += reused
             self.stats.num_compactions += turn.drop_context_to is not None
+            wait_s = self._add_turn(turn)
+            tool_s += wait_s
             if index < len(plans) - 1:
-                self._add("gap_s", _tool_wait_s(turn) + turn.think_s)
+                self._add("gap_s", wait_s + turn.think_s)
             if previous is not None:
                 growth = plan.prompt_tokens - previous
                 name = "context_growth_tokens" if growth > 0 else "compaction_tokens"
                 if growth:
                     self._add(name, abs(growth))
             previous = plan.prompt_tokens
-            self._add_turn(turn)
+        return plans, tool_s
 
-    def _add_turn(self, turn: Turn) -> None:
+    def _add_turn(self, turn: Turn) -> float:
+        """Count a turn and the sub-agents it starts; returns its tool wait."""
         self._add("output_tokens", turn.output_tokens)
         self._add("tool_calls", len(turn.tools))
         self.stats.num_tool_calls += len(turn.tools)
+        wait_s = 0.0
         if turn.tools:
-            self._add("tool_wait_s", _tool_wait_s(turn))
+            wait_s = max(tool.wall_s for tool in turn.tools)
+            self._add("tool_wait_s", wait_s)
         results = [t.result_tokens for t in turn.tools if t.result_tokens is not None]
         if results:
             self._add("result_tokens", sum(results))
@@ -229,6 +248,7 @@ class _Collector:
             self.stats.num_subagents += 1
             self._add("subagent_turns", len(child.turns))
             self._add_turns(child)
+        return wait_s
 
     def _see_prefix(self, session: Session) -> int:
         """Tokens of a session's shared prefix that an earlier session has already sent."""
@@ -248,10 +268,6 @@ class _Collector:
             found = Distribution(self._rng, self._max_values)
             self.stats.distributions[name] = found
         return found
-
-
-def _tool_wait_s(turn: Turn) -> float:
-    return max((tool.wall_s for tool in turn.tools), default=0.0)
 
 
 def _occurring(session: Session) -> Iterator[str]:
@@ -311,7 +327,7 @@ def stats_tables(stats: TraceStats) -> list[Any]:
         spread.add_column(column, justify="right")
     for name, distribution in stats.distributions.items():
         row = distribution.summary()
-        spread.add_row(Text(name), *(f"{row[c]:,.6g}" if c in row else "" for c in columns))
+        spread.add_row(Text(name), *(_number(row[c]) if c in row else "" for c in columns))
     return [totals, known, spread]
 
 
@@ -325,5 +341,9 @@ def distance_table(rows: Iterable[Distance]) -> Any:
         table.add_column(column, justify="right")
     for row in sorted(rows, key=lambda r: -r.ks):
         values = (row.num, row.num_against, row.p50, row.p50_against)
-        table.add_row(Text(row.quantity), *(f"{v:,.6g}" for v in values), f"{row.ks:.3f}")
+        table.add_row(Text(row.quantity), *(_number(v) for v in values), f"{row.ks:.3f}")
     return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn, plan_turns
 from marsbench.errors import ConfigError
 from marsbench.trace.export import BlockIds, export
+from marsbench.trace.source import open_trace
 
 PREFIX = SharedPrefix("sys", 1024)
 
@@ -133,7 +134,7 @@ def test_trie_says_what_it_cannot_express():
     _, lost = run([Session("a", turns)], "trie")
     for kind in (
         "1 turns that rewrite",
-        "1 turns whose prompt shrinks",
+        "1 prompts grow by less than",
         "1 sub-agent",
         "1 turns have idle",
     ):
@@ -169,3 +170,14 @@ def test_wrong_requests(session):
         run([session()], "agentic_mooncake")
     with pytest.raises(ConfigError, match="--block-size 0: must be at least 1"):
         run([session()], "trie", block_size=0)
+
+
+@pytest.mark.parametrize("name", ["agentic-mooncake", "trie"])
+def test_exported_rows_are_read_back(session, tmp_path, name):
+    """What we write for others our own importers read: same turns, prompts and outputs."""
+    sessions = [session("a", [(1000, 10, 1.0), (600, 5, 2.0), (7, 1)]), session("b", arrival_s=3.0)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(run(sessions, name, block_size=64)[0])
+    back = list(open_trace(path)[1])
+    for before, after in zip(sessions, back, strict=True):
+        assert [p[::2] for p in plan_turns(after)] == [p[::2] for p in plan_turns(before)]
