@@ -40,11 +40,14 @@ def command(
         rows = [entry.to_json() for entry in found]
         sys.stdout.write(to_json({"comparisons": rows, "warnings": notes}))
         return
-    for entry in found:
-        if entry.statistic == compare.HEADLINE:
-            print(entry.sentence())
+    headlines = [entry for entry in found if entry.statistic == compare.HEADLINE]
+    for scenario in dict.fromkeys(entry.scenario for entry in headlines):
+        print(f"{scenario}:")
+        for entry in headlines:
+            if entry.scenario == scenario:
+                print(f"  {entry.sentence()}")
     print()
     header, table = compare.comparison_rows(found)
-    print_table(header, table, sys.stdout)
+    print_table(header, table, sys.stdout, num_text=compare.NUM_TEXT)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)

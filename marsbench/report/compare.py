@@ -18,8 +18,9 @@ import pandas as pd
 
 from marsbench.errors import ConfigError
 from marsbench.registry import unknown
-from marsbench.report.data import SCENARIO, ReportData
+from marsbench.report.data import MIN_SEEDS, SCENARIO, ReportData
 from marsbench.report.style import in_order
+from marsbench.report.table import number
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,7 +29,6 @@ RESAMPLES = 2000
 MAX_DRAWN = 2_000_000
 """Pairs drawn at a time: bounds memory."""
 CONFIDENCE = 0.95
-MIN_SEEDS = 3
 SLO_ALPHA = 3.0
 HEADLINE = "session_latency_s.mean"
 """The statistic that is also said in words."""
@@ -101,6 +101,12 @@ class Comparison:
     def significant(self) -> bool:
         """The interval does not include 1."""
         return self.low is not None and self.high is not None and (self.low > 1 or self.high < 1)
+
+    @property
+    def scenario(self) -> str:
+        """What was run, in words."""
+        cores = self.tool_cores or "unlimited"
+        return f"{self.workload} on {self.profile} ({self.engine}, {cores} tool cores)"
 
     @property
     def where(self) -> str:
@@ -321,35 +327,30 @@ def warnings_of(found: Sequence[Comparison]) -> list[str]:
 
 
 def comparison_rows(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the printed table."""
-    header = [
-        "workload",
-        "load",
-        "system",
-        "against",
-        "statistic",
-        "system",
-        "baseline",
-        "ratio",
-        "95 %",
-    ]
+    """Heading and rows of the printed table; the first NUM_TEXT columns are text."""
+    header = ["workload", "load", "system", "against", "statistic"]
+    header += ["value", "baseline", "ratio", "95 %", "pairs"]
     rows = []
     for entry in found:
-        load = entry.load if entry.load is not None else entry.rate_per_s
+        load = f"{entry.load:g}" if entry.load is not None else "closed"
+        if entry.load is None and entry.rate_per_s is not None:
+            load = f"{entry.rate_per_s:g}/s"
         known = entry.ratio is not None
         rows.append(
             [
                 entry.workload,
-                "closed"
-                if load is None
-                else f"{load:g}" + ("" if entry.load is not None else "/s"),
+                load,
                 entry.system,
                 entry.baseline,
                 entry.statistic,
-                f"{entry.system_value:.3g}",
-                f"{entry.baseline_value:.3g}",
+                number(entry.system_value),
+                number(entry.baseline_value),
                 f"{entry.ratio:.2f}x" if known else "-",
                 f"{entry.low:.2f}–{entry.high:.2f}" if known else "-",
+                str(entry.pairs),
             ]
         )
     return header, rows
+
+
+NUM_TEXT = 5

@@ -15,6 +15,8 @@ from marsbench.errors import ResultsError
 from marsbench.report.style import in_order
 from marsbench.runfolder import Filters, read_summary, read_table
 
+MIN_SEEDS = 3
+"""Fewer seeds than this give no interval (with two, Student's t is 12.7 standard errors wide)."""
 SCENARIO = ("workload", "profile", "engine", "tool_cores")
 """Cells that differ in one of these are never drawn in the same axes."""
 
@@ -117,12 +119,13 @@ def _flat(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def over_seeds(cells: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
-    """Mean of a metric over seeds with the half-width of its 95 % interval (Student's t; NaN with
-    one seed): columns ``by``, ``mean``, ``half``, ``seeds``.
+    """Mean of a metric over seeds with the half-width of its 95 % interval (Student's t; NaN below
+    MIN_SEEDS, where it would say nothing): columns ``by``, ``mean``, ``half``, ``seeds``.
     """
     values = cells.assign(value=pd.to_numeric(cells[column]))
     grouped = values.groupby(list(by), sort=True, dropna=False)["value"]
     table = grouped.agg(["mean", "sem", "count"]).reset_index()
     freedom = np.maximum(table["count"] - 1, 1)
-    table["half"] = table["sem"] * stats.t.ppf(0.975, freedom)
+    half = table["sem"] * stats.t.ppf(0.975, freedom)
+    table["half"] = half.where(table["count"] >= MIN_SEEDS)
     return table.rename(columns={"count": "seeds"}).drop(columns="sem")

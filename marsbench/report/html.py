@@ -45,7 +45,7 @@ def page(data: ReportData, sections: list[Section]) -> str:
         f"<title>marsbench {runs}</title><style>{_CSS}</style></head><body>",
         "<h1>marsbench report</h1>",
         f"<p class='note'>Run {runs}: {len(data.cells)} cells, {arrived:,} sessions, {failed:,} failed.",
-        "Latency counts from a session's arrival; means are over seeds, ± is a 95 % interval;",
+        "Latency counts from a session's arrival; means are over seeds, ± is a 95 % interval (from 3 seeds on);",
         "failed sessions miss every SLO.</p>",
     ]
     for section in sections:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from marsbench.metrics import catalogue
 from marsbench.report.data import ReportData, over_seeds
-from marsbench.report.style import looks, scale_to
+from marsbench.report.style import looks, scale_to, short_numbers
 
 MAX_TICKS = 8
 """Up to so many loads, each has its own tick."""
@@ -36,7 +36,7 @@ def _lines(axes: Axes, data: ReportData, table: pd.DataFrame, column: str) -> No
         axes.errorbar(
             rows[data.x],
             rows["mean"],
-            yerr=rows["half"].fillna(0.0),
+            yerr=rows["half"],
             label=system,
             color=look.color,
             marker=look.marker,
@@ -59,7 +59,7 @@ def _bars(axes: Axes, data: ReportData, table: pd.DataFrame, column: str) -> Non
     axes.barh(
         places,
         rows["mean"],
-        xerr=rows["half"].fillna(0.0),
+        xerr=rows["half"],
         color=[looks(data.systems)[system].color for system in shown],
         error_kw={"capsize": 2.5, "ecolor": "#444444", "elinewidth": 1.0},
         height=0.7,
@@ -68,3 +68,4 @@ def _bars(axes: Axes, data: ReportData, table: pd.DataFrame, column: str) -> Non
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=label_of(column), xlim=(0, None))
+    short_numbers(axes, "x")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -29,7 +30,11 @@ SYSTEM_LOOKS: dict[str, Look] = {
     "mars-preview": Look("#e69f00", "D", "--"),
     "vllm": Look("#0173b2", "s"),
     "vllm-tuned": Look("#56b4e9", "s", "--"),
+    "vllm-priority": Look("#0173b2", "d", "-."),
     "sglang": Look("#949494", "P"),
+    "session-fcfs": Look("#5f9ea0", "h"),
+    "fixed-ttl": Look("#d98880", "H"),
+    "static": Look("#5d6d7e", "8"),
     "autellix": Look("#029e73", "^"),
     "infercept": Look("#cc78bc", "v"),
     "continuum": Look("#8f6b4a", "<"),
@@ -40,8 +45,11 @@ SYSTEM_LOOKS: dict[str, Look] = {
 }
 """In the order of every figure and table: MARS first, then stock, then published systems."""
 
-_SPARE_COLORS = ("#d98880", "#5d8aa8", "#7fb069", "#a67fb5", "#c9a227", "#5f9ea0")
-_SPARE_MARKERS = ("h", "d", "H", "8")
+VARIANT_DASHES = {"-tuned": "--", "-best": ":"}
+"""NAME-tuned and NAME-best look like NAME with another line."""
+
+_SPARE_COLORS = ("#e377c2", "#5d8aa8", "#7fb069", "#a67fb5", "#c9a227", "#b22222")
+_SPARE_MARKERS = ("$\\diamond$", "d", "$+$", "1")
 
 COMPONENT_COLORS: dict[str, str] = {
     "backlog": "#8c2d04",
@@ -65,6 +73,7 @@ def in_order(systems: Iterable[str]) -> list[str]:
 
     def position(system: str) -> tuple[int, str]:
         base = system.split(" @ ", maxsplit=1)[0]
+        base = base if base in known else _variant_of(base)[0]
         if base in known:
             return known.index(base), system
         if base.startswith("mars"):
@@ -77,16 +86,28 @@ def in_order(systems: Iterable[str]) -> list[str]:
 def looks(systems: Iterable[str]) -> dict[str, Look]:
     """A look for each system; those not in SYSTEM_LOOKS take the next spare one by name."""
     ordered = in_order(systems)
-    unknown = sorted(system for system in ordered if system not in SYSTEM_LOOKS)
-    spare = {
-        system: Look(
-            _SPARE_COLORS[k % len(_SPARE_COLORS)],
-            _SPARE_MARKERS[k % len(_SPARE_MARKERS)],
-            ("-", "--", ":")[k // len(_SPARE_COLORS) % 3],
-        )
-        for k, system in enumerate(unknown)
-    }
-    return {system: SYSTEM_LOOKS.get(system) or spare[system] for system in ordered}
+    found: dict[str, Look] = {}
+    spare = 0
+    for system in sorted(ordered):
+        base, dash = _variant_of(system)
+        if system in SYSTEM_LOOKS:
+            found[system] = SYSTEM_LOOKS[system]
+        elif base in SYSTEM_LOOKS:
+            found[system] = replace(SYSTEM_LOOKS[base], dash=dash)
+        else:
+            color = _SPARE_COLORS[spare % len(_SPARE_COLORS)]
+            marker = _SPARE_MARKERS[spare % len(_SPARE_MARKERS)]
+            found[system] = Look(color, marker, ("-", "--", ":")[spare // 12 % 3])
+            spare += 1
+    return {system: found[system] for system in ordered}
+
+
+def _variant_of(system: str) -> tuple[str, str]:
+    """The system this one is a variant of, and the line of that variant."""
+    for suffix, dash in VARIANT_DASHES.items():
+        if system.endswith(suffix):
+            return system.removesuffix(suffix), dash
+    return system, "-"
 
 
 @contextmanager
@@ -133,18 +154,30 @@ def scale_to(axes: Axes, values: Sequence[float], *, axis: str = "y") -> None:
         log_axis(axes, axis)
         return
     axes.set(**{f"{axis}lim": (0, None)})
-    if positive and max(positive) >= 10_000:
-        getattr(axes, f"{axis}axis").set_major_formatter("{x:,.0f}")
+    short_numbers(axes, axis)
 
 
 def log_axis(axes: Axes, axis: str) -> None:
-    """A logarithmic axis whose ticks are plain numbers (1, 2, 5, 10, ...)."""
+    """A logarithmic axis, for data already drawn, whose ticks are plain numbers: 1, 2, 5, 10, ...
+    or fewer of them over a long span.
+    """
     axes.set(**{f"{axis}scale": "log"})
     ticks = getattr(axes, f"{axis}axis")
-    ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ticks.set_major_formatter(FuncFormatter(_plain_number))
+    low, high = ticks.get_view_interval()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3.5 else (1.0,)
+    ticks.set_major_locator(LogLocator(subs=subs))
     ticks.set_minor_formatter(NullFormatter())
+    short_numbers(axes, axis)
 
 
-def _plain_number(value: float, _position: int | None) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+def short_numbers(axes: Axes, axis: str) -> None:
+    """Tick labels as 0.5, 200, 20k, 3M instead of powers or long rows of zeros."""
+    getattr(axes, f"{axis}axis").set_major_formatter(FuncFormatter(_short))
+
+
+def _short(value: float, _position: int | None) -> str:
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"

@@ -39,8 +39,8 @@ KEYS = (*SCENARIO, "load", "rate_per_s", "system")
 def report_rows(data: ReportData) -> list[dict[str, Any]]:
     """Rows in the order they are printed: the key, ``seeds``, and per metric mean and interval.
 
-    ``METRIC`` is the mean over seeds, ``METRIC ±`` the half-width of its 95 % interval (None with
-    one seed).
+    ``METRIC`` is the mean over seeds, ``METRIC ±`` the half-width of its 95 % interval (None
+    below three seeds).
     """
     order = {system: rank for rank, system in enumerate(data.systems)}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -85,29 +85,32 @@ def _value(row: dict[str, Any], column: Column) -> str:
     mean, half = row[column.metric], row[f"{column.metric} ±"]
     if mean is None:
         return "-"
-    text = _format(mean, column.form)
-    return f"{text} ±{_format(half, column.form)}" if half and column.metric == _WITH_HALF else text
+    text = number(mean, column.form)
+    return f"{text} ±{number(half, column.form)}" if half and column.metric == _WITH_HALF else text
 
 
 _WITH_HALF = COLUMNS[0].metric
 """Only the headline number carries its interval in print; ``--json`` has them all."""
 
 
-def _format(value: float, form: str) -> str:
+def number(value: float, form: str = ".3g") -> str:
+    """Three significant digits by default, and never in powers of ten for large numbers."""
     if form == ".3g" and abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:{form}}"
 
 
-def print_table(header: list[str], rows: list[list[str]], stream: TextIO) -> None:
-    """Columns aligned; with rules and bold headings on a terminal, plain text elsewhere."""
+def print_table(
+    header: list[str], rows: list[list[str]], stream: TextIO, *, num_text: int = 4
+) -> None:
+    """Columns aligned (the first ``num_text`` to the left); bold headings on a terminal."""
     if stream.isatty():
         from rich.console import Console
         from rich.table import Table
 
         table = Table(header_style="bold", box=None, pad_edge=False)
         for k, name in enumerate(header):
-            table.add_column(name, justify="left" if k < 4 else "right", overflow="fold")
+            table.add_column(name, justify="left" if k < num_text else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         Console(file=stream).print(table)
@@ -115,7 +118,7 @@ def print_table(header: list[str], rows: list[list[str]], stream: TextIO) -> Non
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [
-            cell.ljust(width) if k < 4 else cell.rjust(width)
+            cell.ljust(width) if k < num_text else cell.rjust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip(), file=stream)

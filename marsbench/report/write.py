@@ -53,11 +53,11 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Written:
     data = load_runs(run_dirs)
     folder = run_dirs[0] if out is None else out
     modules = figure_modules()
-    scenarios = list(data.scenarios())
+    varying = [name for name in SCENARIO if data.cells[name].nunique() > 1]
     sections: list[Section] = []
     paths: list[Path] = []
-    for scenario, part in scenarios:
-        suffix = "" if len(scenarios) == 1 else f"-{_slug(scenario)}"
+    for scenario, part in data.scenarios():
+        suffix = "".join(f"-{_slug(scenario[name])}" for name in varying)
         section = Section(_title(scenario), part, [])
         for name, module in modules.items():
             with theme():
@@ -94,9 +94,8 @@ def _title(scenario: dict[str, object]) -> str:
     return f"{scenario['workload']} on {scenario['profile']} ({scenario['engine']}, {cores} tool cores)"
 
 
-def _slug(scenario: dict[str, object]) -> str:
-    text = "-".join(str(scenario[name]) for name in SCENARIO)
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+def _slug(value: object) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", str(value)).strip("-")
 
 
 def _write(path: Path, content: bytes) -> None:

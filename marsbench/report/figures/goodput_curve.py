@@ -34,7 +34,7 @@ def _curves(axes: Axes, data: ReportData, metric: str) -> None:
         axes.errorbar(
             [float(alpha) for alpha in ALPHAS],
             [float(table["mean"][system]) for table in tables],
-            yerr=[float(table["half"].fillna(0.0)[system]) for table in tables],
+            yerr=[float(table["half"][system]) for table in tables],
             label=system,
             color=look.color,
             marker=look.marker,

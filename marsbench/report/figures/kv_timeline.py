@@ -67,5 +67,6 @@ def _stack(axes: Axes, shares: pd.DataFrame) -> None:
         labels=list(LAYERS),
         colors=[color for _, color in LAYERS.values()],
         linewidth=0,
+        step="post",
     )
     axes.set(ylim=(0, 1), xlim=(0, float(shares["time_s"].max())))

@@ -154,7 +154,9 @@ def test_command_says_it_in_words_and_in_json(run, capsys):
     """Sentences and a table on stdout, or JSON; warnings go to stderr."""
     cli.command([run], baseline="vllm")
     output = capsys.readouterr()
-    assert output.out.startswith("mars is ")
+    lines = output.out.splitlines()
+    assert lines[0] == "swe on h100 (sim, 16 tool cores):"
+    assert lines[1].startswith("  mars is ")
     assert "slo_attainment.3" in output.out
     assert "warning:" in output.err
     cli.command([run], as_json=True)

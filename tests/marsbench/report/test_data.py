@@ -48,8 +48,10 @@ def test_runs_without_load_are_drawn_against_the_rate(make_run, run):
 
 
 def test_interval_over_seeds_by_hand():
-    """Values 1, 2, 3: mean 2, standard error 1/√3, t(0.975, 2) = 4.3027; one seed has none."""
-    cells = pd.DataFrame({"system": ["a", "a", "a", "b"], "value_of": [1.0, 2.0, 3.0, 5.0]})
+    """Values 1, 2, 3: mean 2, standard error 1/√3, t(0.975, 2) = 4.3027; two seeds have none."""
+    cells = pd.DataFrame(
+        {"system": ["a", "a", "a", "b", "b"], "value_of": [1.0, 2.0, 3.0, 5.0, 6.0]}
+    )
     table = over_seeds(cells, ["system"], "value_of").set_index("system")
     assert table.loc["a", "mean"] == 2.0
     assert table.loc["a", "half"] == pytest.approx(4.302653 / math.sqrt(3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from marsbench.attribution import COMPONENTS
-from marsbench.report.style import COMPONENT_COLORS, SYSTEM_LOOKS, in_order, looks, scale_to
+from marsbench.report.style import COMPONENT_COLORS, SYSTEM_LOOKS, _short, in_order, looks, scale_to
 
 
 def test_mars_is_first_and_unknown_systems_are_last():
@@ -26,6 +26,20 @@ def test_known_looks_do_not_depend_on_the_company():
     assert looks(["vllm", "other"])["vllm"] == looks(["vllm", "mars"])["vllm"]
 
 
+def test_tuned_variants_look_like_their_system():
+    """NAME-tuned has NAME's colour and marker with another line, and stands beside it."""
+    assert in_order(["concur", "autellix-tuned", "autellix"])[:2] == ["autellix", "autellix-tuned"]
+    drawn = looks(["autellix", "autellix-tuned"])
+    assert drawn["autellix"].color == drawn["autellix-tuned"].color
+    assert drawn["autellix"].dash != drawn["autellix-tuned"].dash
+
+
+def test_large_numbers_are_short():
+    """Ticks say 20k and 3M."""
+    values = [(0.25, "0.25"), (5000, "5000"), (20_000, "20k"), (3e6, "3M"), (2.5e9, "2.5G")]
+    assert [_short(value, None) for value, _ in values] == [text for _, text in values]
+
+
 def test_every_latency_component_has_a_colour():
     """Components are stacked in the order of the attribution."""
     assert tuple(COMPONENT_COLORS) == COMPONENTS
@@ -34,9 +48,10 @@ def test_every_latency_component_has_a_colour():
 
 def test_scale_follows_the_span_of_the_values():
     """More than a factor of 30: logarithmic; else linear from zero."""
-    axes = Figure().subplots()
-    scale_to(axes, [1.0, 10.0])
-    assert axes.get_yscale() == "linear"
-    assert axes.get_ylim()[0] == 0
-    scale_to(axes, [1.0, 100.0])
-    assert axes.get_yscale() == "log"
+    near, far = Figure().subplots(1, 2)
+    for axes, values in ((near, [1.0, 10.0]), (far, [1.0, 100.0])):
+        axes.plot(values)
+        scale_to(axes, values)
+    assert near.get_yscale() == "linear"
+    assert near.get_ylim()[0] == 0
+    assert far.get_yscale() == "log"
