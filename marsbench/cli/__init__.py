@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
     "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),
-    "list": ("marsbench.cli.list:list_names", "List systems, workloads, engines, profiles, ..."),
+    "list": ("marsbench.cli.listing:list_names", "List systems, workloads, engines, profiles, ..."),
     "doctor": ("marsbench.cli.doctor:doctor", "Say what this machine can run and what is missing."),
 }
 """Command -> (module:function or module:Typer app, one line of help), in order of help."""
