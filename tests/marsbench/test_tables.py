@@ -174,3 +174,63 @@ def test_attribution_sums_exactly(sessions, data):
     assert table["latency_s"].tolist() == latencies
     assert (table[[f"{name}_s" for name in COMPONENTS]].to_numpy() >= 0).all()
     np.testing.assert_allclose(total, table["latency_s"], rtol=0, atol=1e-9)
+
+
+def test_a_simulated_run_is_attributed_exactly():
+    """Sub-agents, parallel tools, think time and preemptions of a real run sum to each latency."""
+    log, stats = _simulate()
+    assert stats.preemptions > 0
+    tables = build_tables(log)
+    sessions = tables.sessions
+    assert (sessions["status"] == "ok").all()
+    assert (sessions["parent"] >= 0).sum() == 4
+    columns = [f"{name}_s" for name in COMPONENTS]
+    np.testing.assert_allclose(sessions[columns].sum(axis=1), sessions["latency_s"], atol=1e-9)
+    assert sessions["num_turns"].sum() == len(tables.turns) == log.count(Kind.GPU_END)
+    assert sessions["preemptions"].sum() == tables.totals.preemptions == stats.preemptions
+    assert (sessions["recompute_s"] > 0).any()
+    assert tables.turns["preempted_s"].sum() > 0
+    # a parent that waits for its sub-agent is charged at least the sub-agent's own decode time
+    children = sessions[sessions["parent"] >= 0].set_index("parent")
+    parents = sessions.set_index("session").loc[children.index]
+    assert (parents["decode_s"].to_numpy() > children["decode_s"].to_numpy()).all()
+
+
+def _simulate():
+    from marsbench.arrival.base import ArrivalPlan
+    from marsbench.core import Session, ToolCall, Turn, to_ps
+    from marsbench.engine.base import EngineConfig
+    from marsbench.engine.cost import StepCost
+    from marsbench.engine.driver import run_cell
+    from marsbench.engine.sim.core import SimCore
+    from marsbench.system import Policies
+    from marsbench.tools.recorded import Recorded
+
+    ms = 1_000_000_000
+    cost = StepCost.from_coefficients(
+        c_tok=3 * ms // 100, c_pair=1000, weights=[5 * ms], m_ctx=40_000, o_step=ms, o_seq=ms // 50
+    )
+    config = EngineConfig(num_blocks=40, block_size=4, max_num_batched_tokens=32, max_num_seqs=8)
+
+    def session(index: int) -> Session:
+        tools = (ToolCall("bash", "test", 0.02 * (index + 1)), ToolCall("read", "read", 0.001))
+        child = Session(f"c{index}", (Turn(20, 30), Turn(10, 20, tools=tools[1:])))
+        turns = (
+            Turn(30, 20, tools=tools, children=(child,) if index % 2 else ()),
+            Turn(10, 30, tools=tools[1:], think_s=0.05),
+            Turn(5, 40),
+        )
+        return Session(f"s{index}", turns)
+
+    log = EventLog()
+    policies = Policies()
+    times_ps = tuple(to_ps(0.01 * index) for index in range(8))
+    stats = run_cell(
+        sessions=[session(index) for index in range(8)],
+        arrivals=ArrivalPlan(times_ps=times_ps, closed_loop=None),
+        core_factory=lambda listener: SimCore(config, cost, policies, listener),
+        policies=policies,
+        tools=Recorded(),
+        log=log,
+    )
+    return log, stats
