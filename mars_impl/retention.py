@@ -1,0 +1,63 @@
+"""Adaptive retention: keep a session's KV over a tool wait only while that pays.
+
+Paper: "retain only when warm resumption yields a latency benefit" (abstract), bounded pinning; the
+public preview leaves it out. Benefit: the re-prefill saved. Cost: the blocks others cannot use while
+the tool runs. The break-even bound is InferCept's form with the context of those who would wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mars_impl.params import MarsParams
+from mars_impl.stream import StreamState
+from marsbench.core import PolicyContext
+from marsbench.scheduler.base import EngineView, Retain, RetainedView, TurnView
+
+
+class Retention:
+    """Which pins to make, and when they stop paying."""
+
+    def __init__(self, params: MarsParams, state: StreamState, context: PolicyContext) -> None:
+        self._params = params
+        self._state = state
+        self._context = context
+
+    def prefill_s(self, tokens: int) -> float:
+        """Seconds to compute a context of so many tokens again."""
+        pairs = tokens * tokens / 2
+        return (
+            tokens / self._context.prefill_tokens_per_s + pairs * self._context.prefill_s_per_pair
+        )
+
+    def break_even_s(self, context_tokens: int, view: EngineView) -> float:
+        """Longest hold that costs others less than computing the context again would.
+
+        InferCept: T_fwd(C) * (C + C_other) / (2 C), C_other = what the others hold now.
+        """
+        held = (view.num_blocks - view.free_blocks) * view.block_size
+        other = max(held - context_tokens, 0)
+        ratio = (context_tokens + other) / (2 * max(context_tokens, 1))
+        return self._params.break_even * self.prefill_s(context_tokens) * max(ratio, 1.0)
+
+    def decide(
+        self, turn: TurnView, tool_names: Sequence[str], view: EngineView, now_s: float
+    ) -> Retain | None:
+        """Pin a finished turn's blocks, for how long at most."""
+        if self._params.fixed_ttl_s > 0:
+            return Retain(now_s + self._params.fixed_ttl_s)
+        return Retain(math.inf)
+
+    def review(
+        self, retained: Sequence[RetainedView], view: EngineView, now_s: float
+    ) -> Sequence[RetainedView]:
+        """Pins past their break-even while somebody waits for memory."""
+        if self._params.fixed_ttl_s > 0 or not view.waiting:
+            return ()
+        return [
+            pin
+            for pin in retained
+            if not pin.returned
+            and now_s - pin.since_s > self.break_even_s(pin.context_tokens, view)
+        ]

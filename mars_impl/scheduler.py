@@ -1,0 +1,162 @@
+"""The internal agent-centric scheduler: one priority order for running, preempting and evicting.
+
+Paper: "session-based priority coordinator" (multi-level feedback, continuations first, prefill
+chunk shrinking) and "opportunistic co-scheduler" (bounded retention for warm tool returns). Levels,
+ageing and chunk shrinking follow the public preview (mars.md section 4.3); levels look at *uncached*
+tokens, as the paper's text asks and the preview does not. The session rank inside a level is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mars_impl.control_plane import ControlPlane
+from mars_impl.params import MarsParams
+from mars_impl.retention import Retention
+from mars_impl.stream import StreamState
+from marsbench.admission.base import SessionView, SystemView, ToolCallView
+from marsbench.core import PolicyContext
+from marsbench.events import Event
+from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+
+
+class Mars:
+    """All of MARS behind the suite's policy protocols: one object in every role."""
+
+    gates_continuations = True
+    reorders_running = True
+    resort_s = 1.0
+
+    def __init__(self, context: PolicyContext) -> None:
+        params = MarsParams().with_overrides(context.params)
+        self.params = params
+        self.state = StreamState(
+            ema=params.ema, history=int(params.history), gap_samples=params.gap_samples
+        )
+        self.control = ControlPlane(params, self.state, block_size=context.block_size)
+        self.keep = Retention(params, self.state, context)
+        self.tick_s: float | None = params.tick_s
+        self.max_share = params.pin_share if params.retention else 0.0
+        self.review_s = 1.0
+        self._levels = (params.level_1, params.level_2, params.level_3)
+        self._quanta = tuple(
+            int(q) for q in (params.quantum_0, params.quantum_1, params.quantum_2, params.quantum_3)
+        )
+        self._feedback: dict[int, int] = {}
+        """Levels a session's current turn was demoted by."""
+
+    def on_event(self, event: Event) -> None:
+        """Every role lives off the same stream."""
+        self.state.on_event(event)
+
+    # --- control plane ---------------------------------------------------------------------
+
+    def admit(
+        self, pending: Sequence[SessionView], view: SystemView, now_s: float
+    ) -> Sequence[SessionView]:
+        """See ControlPlane.admit."""
+        return self.control.admit(pending, view, now_s)
+
+    def slots(self, view: SystemView, now_s: float) -> int | None:
+        """See ControlPlane.slots."""
+        return self.control.slots(view)
+
+    def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
+        """See ControlPlane.next_call."""
+        return self.control.next_call(queue, now_s)
+
+    # --- order -----------------------------------------------------------------------------
+
+    def rank(self, session: int) -> float:
+        """Priority of a session: order of admission of its root; smaller first."""
+        info = self.state.sessions.get(session)
+        return info.rank if info is not None else math.inf
+
+    def level(self, uncached_tokens: int) -> int:
+        """Level of so much prompt left to compute."""
+        for level, bound in enumerate(self._levels):
+            if uncached_tokens <= bound:
+                return level
+        return len(self._levels)
+
+    def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """(level by uncached work, aged; continuations first; rank)."""
+        if not self.params.coordinator:
+            return (0.0 if turn.num_preemptions else 1.0, float(turn.sequence))
+        uncached = turn.prompt_tokens - view.cached_tokens(turn)
+        aged = math.floor((now_s - turn.ready_s) / self.params.ageing_s)
+        level = max(self.level(uncached) - aged, 0)
+        return (float(level), float(turn.turn_index == 0), self.rank(turn.session))
+
+    def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """Decodes first, then prefills by what is left of them, then rank."""
+        if not self.params.coordinator:
+            return ()
+        left = turn.prompt_tokens - turn.computed_tokens
+        if left <= 0:
+            return (-1.0, self.rank(turn.session))
+        aged = math.floor((now_s - turn.ready_s) / self.params.ageing_s)
+        return (float(max(self.level(left) - aged, 0)), self.rank(turn.session))
+
+    def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
+        """Smaller chunks for longer prefills while anyone else is there to be delayed."""
+        if not self.params.coordinator or len(view.running) + len(view.waiting) < 2:
+            return None
+        if not self.params.quanta:
+            return self._quanta[-1]
+        computed = turn.computed_tokens or view.cached_tokens(turn)
+        return self._quanta[self.level(turn.prompt_tokens - computed)]
+
+    def on_scheduled(
+        self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
+    ) -> None:
+        """Levels follow from what is left; nothing to keep."""
+
+    def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
+        """Preempt prefills before decodes, the lowest priority first."""
+        prefill = turn.computed_tokens < turn.prompt_tokens
+        return (float(prefill), self.rank(turn.session), float(turn.num_blocks))
+
+    def skip_blocked(self) -> bool:
+        """A turn that waits for memory does not hold up those that need none."""
+        return bool(self.params.coordinator)
+
+    def shrink_chunks(self) -> bool:
+        """Shrink before preempting."""
+        return bool(self.params.coordinator)
+
+    # --- retention -------------------------------------------------------------------------
+
+    def on_turn_end(
+        self,
+        turn: TurnView,
+        tool_names: Sequence[str],
+        is_last: bool,
+        view: EngineView,
+        now_s: float,
+    ) -> Retain | None:
+        """See Retention.decide."""
+        if is_last or not self.params.retention:
+            return None
+        return self.keep.decide(turn, tool_names, view, now_s)
+
+    def review(
+        self, retained: Sequence[RetainedView], view: EngineView, now_s: float
+    ) -> Sequence[RetainedView]:
+        """See Retention.review."""
+        return self.keep.review(retained, view, now_s)
+
+    def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
+        """Lowest priority first; among sub-agents of one root the longest context."""
+        return (self.rank(retained.session), float(retained.num_blocks))
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Only to a turn of higher priority: the same order rules memory and execution."""
+        return self.rank(turn.session) < self.rank(retained.session)
+
+    def spares_returned(self) -> bool:
+        """A session that is back and waits keeps its KV."""
+        return True
