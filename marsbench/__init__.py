@@ -1,1 +1,1 @@
-"""Package."""
+"""marsbench: how much does the scheduler matter for coding agents?"""

@@ -1,1 +1,1 @@
-"""Package."""
+"""Admission: which pending turns enter the engine, on which replica, and tool slots."""
