@@ -6,9 +6,10 @@ Reproduced: a turn enters the queue given by its session's attained service and 
 its queue's quantum; K = 4 queues that end at 2048, 8192 and 32768 tokens; a session whose
 waiting over running time reaches beta = 2 goes to the top queue; for sub-agents the critical-path
 form (a child starts at its parent's service, the parent continues at the longest child's).
-Parameters and the per-step prefill quanta 2048/1024/512/256 and the victim rule (lowest queue,
-most blocks, latest) are those of the re-implementation in the MARS preview. Differs: no swap to
-host memory (none is modelled) and no multi-step scheduling; a queued turn takes a running
+Queue ends, beta and the victim rule (lowest queue, most blocks, latest) are those of the
+re-implementation in the MARS preview; ``step_quanta`` 1 adds its prefill chunks of
+2048/1024/512/256 tokens by queue, which the paper does not have (many half-done prompts then
+compete for blocks). Differs: no swap to host memory (none is modelled) and no multi-step scheduling; a queued turn takes a running
 one's place only when blocks run out; one replica, so no load balancer; waiting and running are
 measured in seconds inside the engine, as in the paper, not in tokens.
 """
@@ -64,7 +65,7 @@ class Autellix:
         self._beta = params.get("beta", 2.0)
         scale = params.get("queue_scale", 1.0)
         self._ends = tuple(end * scale for end in QUEUE_ENDS_TOKENS)
-        self._step_quanta = params.get("step_quanta", 1.0) > 0
+        self._step_quanta = params.get("step_quanta", 0.0) > 0
         self._sessions: dict[int, _Service] = {}
         self._parent: dict[int, int] = {}
 
@@ -110,7 +111,7 @@ class Autellix:
         return (float(self.level(turn, now_s)), float(turn.sequence))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """Smaller chunks for lower queues."""
+        """Smaller chunks for lower queues, if switched on."""
         return STEP_QUANTA_TOKENS[self.level(turn, now_s)] if self._step_quanta else None
 
     def on_scheduled(
@@ -161,6 +162,5 @@ AUTELLIX = System(
     tunable={
         "beta": (1.0, 2.0, 4.0, 1e9),
         "queue_scale": (1.0, 4.0, 16.0),
-        "step_quanta": (0.0, 1.0),
     },
 )

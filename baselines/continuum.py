@@ -5,10 +5,10 @@ Time-to-Live", arXiv:2511.02230; this file follows the authors' public code, whi
 where the paper computes one (for that see continuum_dynamic.py).
 Reproduced: a turn that ends in a tool call keeps its KV for 2.0 s if the mean observed wait for
 that tool is at most 2.0 s or the tool is new; expiry waits while the session's next turn is
-queued; turns of pinned sessions go first, then sessions in order of first arrival; if blocks run
-out the pin with the latest expiry goes first. Differs: pins are given back on any failing
-allocation, also while others run (the released code does so only when nothing runs);
-parallel calls of a turn are one wait, keyed by their set of names; no DRAM offload.
+queued; turns of pinned sessions go first, then sessions in order of first arrival; a waiting turn
+takes pins back only when nothing runs, the one with the latest expiry first. Differs: a running
+turn that lacks blocks takes pins back before it preempts; parallel calls of a turn are one
+wait, keyed by their set of names; no DRAM offload.
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ class Continuum(SessionFcfs):
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
         """The latest expiry is given up first."""
         return (retained.until_s, float(retained.session))
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Waiting turns wait for pins to end."""
+        return False
 
     def spares_returned(self) -> bool:
         """Protection lasts until the next turn is scheduled, not until it arrives."""

@@ -5,7 +5,8 @@ the retention most engines offer as an option. Later studies of real traces foun
 near the cost of a reload is hard to beat with per-tool prediction, so it is a baseline of its own.
 Reproduced: pin at turn end, give up after ``ttl_s`` (6 s) unless the session is back and queued;
 turns in order of session arrival; the pin with the latest expiry is taken back first.
-Differs: retention is soft here, so an allocation that would fail takes pins back.
+Differs: a running turn that lacks blocks takes pins back before it preempts; a waiting one does
+so only when nothing runs.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class FixedTtl(SessionFcfs):
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
         """The latest expiry is given up first."""
         return (retained.until_s, float(retained.session))
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Waiting turns wait for pins to end."""
+        return False
 
     def spares_returned(self) -> bool:
         """A session that is back and queued keeps its KV."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from marsbench.core import PolicyContext, Session, Turn, plan_turns
+from marsbench.core import PolicyContext, Session, SharedPrefix, Turn, plan_turns
 
 Profile = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class TurnWork:
     """Prompt plus output: what the KV cache holds at the end of the turn."""
     output_tokens: int
     shared_tokens: int
-    """Leading tokens that other sessions may hold too."""
+    """Of the context: the shared prefix."""
 
     @property
     def engine_s(self) -> float:
@@ -51,6 +51,8 @@ class Future:
     """Start, in the time of the root session."""
     turns: tuple[TurnWork, ...]
     total_s: float
+    prefix: SharedPrefix | None
+    """Leading tokens that other sessions may hold too."""
 
     def remaining_s(self, turn_index: int, *, after_engine: bool) -> float:
         """Seconds left from the start (or from the end of the engine part) of a turn."""
@@ -65,23 +67,13 @@ def prefill_s(new_tokens: int, context_tokens: int, context: PolicyContext) -> f
     return new_tokens / context.prefill_tokens_per_s + pairs * context.prefill_s_per_pair
 
 
-def flatten(sessions: Sequence[Session]) -> list[Session]:
-    """Sessions in order of their index in a cell: top-level ones, then all children depth first."""
-    children: list[Session] = []
-
-    def collect(session: Session) -> None:
-        for turn in session.turns:
-            for child in turn.children:
-                children.append(child)
-                collect(child)
-
-    for session in sessions:
-        collect(session)
-    return [*sessions, *children]
-
-
 def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]:
-    """The future of every session of a cell, by its index."""
+    """The future of every session of a cell, by its index.
+
+    Top-level sessions have the first indices. Sub-agents follow: those of a turn side by side, then
+    what each of them starts, before the next turn's. A session ends with its last turn, so tools
+    and sub-agents recorded there never run.
+    """
     found: dict[int, Future] = {}
     next_child = len(sessions)
 
@@ -95,11 +87,14 @@ def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]
             work_s = prefill_s(new_tokens, plan.prompt_tokens, context)
             # The step that ends the prefill makes the first token.
             decode_s = max(0, plan.output_tokens - 1) * context.decode_step_s
-            gap_s = _own_gap_s(turn)
-            for child in turn.children:
-                child_index, next_child = next_child, next_child + 1
-                child_start_s = offset_s + clock_s + work_s + decode_s
-                gap_s = max(gap_s, look(child_index, child, root, child_start_s) + turn.think_s)
+            is_last = len(turns) + 1 == len(session.turns)
+            gap_s = 0.0 if is_last else _own_gap_s(turn)
+            first_child = next_child
+            next_child += len(turn.children)
+            for number, child in enumerate(turn.children):
+                start_s = offset_s + clock_s + work_s + decode_s
+                child_s = look(first_child + number, child, root, start_s)
+                gap_s = gap_s if is_last else max(gap_s, child_s + turn.think_s)
             turns.append(
                 TurnWork(
                     start_s=clock_s,
@@ -113,7 +108,7 @@ def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]
                 )
             )
             clock_s += work_s + decode_s + gap_s
-        found[index] = Future(root, offset_s, tuple(turns), clock_s)
+        found[index] = Future(root, offset_s, tuple(turns), clock_s, session.shared_prefix)
         return clock_s
 
     for index, session in enumerate(sessions):
@@ -122,11 +117,17 @@ def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]
 
 
 def memory_profiles(
-    futures: Sequence[Future], num_roots: int, bucket_s: float, block_size: int
+    futures: Sequence[Future],
+    num_roots: int,
+    *,
+    bucket_s: float,
+    block_size: int,
+    drop_gap_s: float,
 ) -> list[Profile]:
     """Blocks each top-level session needs over its own time, its sub-agents included.
 
-    Entry b is the most it needs at any time in the b-th ``bucket_s`` after its start.
+    Entry b is the most it needs at any time in the b-th ``bucket_s`` after its start. In gaps
+    longer than ``drop_gap_s`` it needs none. Shared prefixes are not counted.
     """
     lengths = [1] * num_roots
     for future in futures:
@@ -137,10 +138,10 @@ def memory_profiles(
         own = np.zeros(lengths[future.root])
         for turn in future.turns:
             start_s = future.root_offset_s + turn.start_s
-            first = int(start_s / bucket_s)
-            last = int((start_s + turn.engine_s + turn.gap_s) / bucket_s)
-            span = own[first : last + 1]
-            np.maximum(span, -(-turn.context_tokens // block_size), out=span)
+            held_s = turn.engine_s + (turn.gap_s if turn.gap_s <= drop_gap_s else 0.0)
+            span = own[int(start_s / bucket_s) : int((start_s + held_s) / bucket_s) + 1]
+            blocks = -(-(turn.context_tokens - turn.shared_tokens) // block_size)
+            np.maximum(span, blocks, out=span)
         profiles[future.root] += own
     return profiles
 

@@ -9,8 +9,8 @@ known, so the elapsed one stands for it, and the comparison is repeated all
 the time (here every 0.1 s instead of every step). A returning
 turn keeps its session's place in the queue. Differs: preserve or discard only, since no host tier
 is modelled and so nothing can be swapped; T comes from the cost model of the profile, not from a
-fit on the authors' GPU; with failing allocations the worst pin is dropped before a turn is
-preempted. ``discard_scale`` 0.5 is the variant in the MARS preview (recomputation in chunks
+fit on the authors' GPU; a running turn that lacks blocks takes the worst pin back before it
+preempts, a waiting one only when nothing runs. ``discard_scale`` 0.5 is the variant in the MARS preview (recomputation in chunks
 holds half of its memory on average).
 """
 
@@ -66,6 +66,12 @@ class InferCept(SessionFcfs):
         """The most wasteful pin first, sessions that are back last."""
         waste = self.excess_waste(retained, _tokens_running(view), now_s)
         return (0.0 if retained.returned else 1.0, waste, float(retained.session))
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Waiting turns wait for pins to end."""
+        return False
 
     def spares_returned(self) -> bool:
         """A session that is back and queued keeps its KV."""

@@ -12,13 +12,12 @@ growing memory with precedence) is NP-hard. For a true lower bound see bound.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from baselines.foresight import Future, flatten, foresee, memory_profiles, prefill_s
+from baselines.foresight import foresee, memory_profiles, prefill_s
 from marsbench.admission.base import SessionView, SystemView
 from marsbench.core import PolicyContext, Session
 from marsbench.events import Event, Kind
@@ -51,14 +50,18 @@ class Oracle:
         params = context.params
         self._context = context
         self._budget_blocks = params.get("memory_share", 0.95) * context.num_blocks
-        self._tool_weight = params.get("tool_weight", 1.0)
+        self._drop_gap_s = params.get("drop_gap_s", 30.0)
         self._plan_s = params.get("plan_s", 5.0)
         self.tick_s: float | None = self._plan_s
         self._futures = foresee(sessions, context)
         longest_s = max((future.total_s for future in self._futures), default=0.0)
         self._bucket_s = max(1.0, longest_s / MAX_BUCKETS)
         self._profiles = memory_profiles(
-            self._futures, len(sessions), self._bucket_s, context.block_size
+            self._futures,
+            len(sessions),
+            bucket_s=self._bucket_s,
+            block_size=context.block_size,
+            drop_gap_s=self._drop_gap_s,
         )
         self._progress = [_Progress() for _ in self._futures]
         self._next_plan_s = 0.0
@@ -70,9 +73,11 @@ class Oracle:
         if event.kind in {Kind.TURN_READY, Kind.GPU_SUBMIT}:
             progress = self._progress[event.session]
             if event.kind == Kind.TURN_READY or progress.in_tools:
-                self._progress[event.session] = _Progress(event.turn, False, event.time_s)
+                self._progress[event.session] = _Progress(event.turn, since_s=event.time_s)
         elif event.kind == Kind.GPU_END:
-            self._progress[event.session] = _Progress(event.turn, True, event.time_s)
+            self._progress[event.session] = _Progress(
+                event.turn, in_tools=True, since_s=event.time_s
+            )
         elif event.kind in {Kind.SESSION_ARRIVE, Kind.SESSION_END}:
             self.chosen.discard(event.session)
             self._next_plan_s = 0.0
@@ -144,9 +149,12 @@ class Oracle:
         view: EngineView,
         now_s: float,
     ) -> Retain | None:
-        """Keep the KV of sessions that run."""
-        running = self._futures[turn.session].root in self.chosen
-        return Retain(now_s + OPEN_END_S) if running and not is_last else None
+        """Keep the KV of sessions that run, unless they will be away for long."""
+        future = self._futures[turn.session]
+        if is_last or future.root not in self.chosen:
+            return None
+        away_s = future.turns[turn.turn_index].gap_s
+        return Retain(now_s + OPEN_END_S) if away_s <= self._drop_gap_s else None
 
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
@@ -159,6 +167,12 @@ class Oracle:
         gap_s = self._futures[retained.session].turns[retained.turn_index].gap_s
         next_use_s = now_s if retained.returned else max(now_s, retained.since_s + gap_s)
         return (next_use_s, self.remaining_s(retained.session, now_s))
+
+    def yields_to(
+        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
+    ) -> bool:
+        """Waiting turns may take pins."""
+        return True
 
     def spares_returned(self) -> bool:
         """A session that is back and queued keeps its KV."""
@@ -178,14 +192,22 @@ class Oracle:
     def _plan(self, pending: Sequence[SessionView], view: SystemView, now_s: float) -> None:
         """Shortest remaining first, every session whose memory fits at every future moment."""
         roots = {self._futures[s.session].root for s in (*view.active, *pending)}
-        usage = np.zeros(2 * MAX_BUCKETS)
+        usage = np.zeros(MAX_BUCKETS + 1)
+        prefixes: set[str] = set()
+        prefix_blocks = 0
         chosen: set[int] = set()
         for root in sorted(roots, key=lambda r: (self._rank_s(r, now_s), r)):
             ahead = self._profiles[root][self._position(root, now_s) :]
             after = usage[: len(ahead)] + ahead
-            if not chosen or after.max() <= self._budget_blocks:
+            prefix = self._futures[root].prefix
+            new = prefix is not None and prefix.prefix_id not in prefixes
+            shared = prefix.tokens // self._context.block_size if prefix and new else 0
+            if not chosen or after.max() + prefix_blocks + shared <= self._budget_blocks:
                 usage[: len(ahead)] = after
                 chosen.add(root)
+                prefix_blocks += shared
+                if prefix:
+                    prefixes.add(prefix.prefix_id)
         self.chosen = chosen
 
     def _rank_s(self, root: int, now_s: float) -> float:
@@ -217,5 +239,5 @@ ORACLE = System(
     name="oracle",
     summary="clairvoyant: shortest remaining time first, memory planned with true futures",
     clairvoyant=build,
-    tunable={"memory_share": (0.8, 0.9, 0.95, 1.0)},
+    tunable={"memory_share": (0.8, 0.9, 0.95, 1.0), "drop_gap_s": (10.0, 30.0, 1e9)},
 )

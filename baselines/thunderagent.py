@@ -72,7 +72,7 @@ class ThunderAgent:
             for s in pending
             if s.session in resumed or (s.session in known and s.session not in self.paused)
         ]
-        if not admitted and not self._progress(view):
+        if pending and not admitted and not self._progress(view):
             admitted = self._by_restore_order(pending, known)[:1]
             self.paused.pop(admitted[0].session, None)
         return admitted

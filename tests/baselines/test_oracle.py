@@ -1,0 +1,153 @@
+"""The clairvoyant order, memory plan and retention."""
+
+from __future__ import annotations
+
+import pytest
+
+from baselines.foresight import foresee, memory_profiles
+from baselines.oracle import Oracle
+from marsbench.core import Session, SharedPrefix, ToolCall, Turn
+from marsbench.events import Kind
+
+
+def tool(wall_s):
+    return ToolCall(name="t", tool_class="shell_read", wall_s=wall_s)
+
+
+def session(name, *turns):
+    return Session(name, tuple(Turn(new, out, tools=(tool(gap),)) for new, out, gap in turns))
+
+
+def names(sessions):
+    return [s.session for s in sessions]
+
+
+def test_remaining_time_shrinks_along_the_session(build):
+    """Turns of 1 + 1 s and 0.1 + 0 s with 8 s of tools between: 10.1, then 8.1 - 3, then 0.1."""
+    sessions = [session("a", (1000, 51, 8.0), (100, 1, 0.0))]
+    oracle = Oracle(build.context(), sessions)
+    assert oracle.remaining_s(0, 0.0) == pytest.approx(10.1)
+    oracle.on_event(build.event(Kind.GPU_END, 5.0))
+    assert oracle.remaining_s(0, 8.0) == pytest.approx(5.1)
+    assert oracle.remaining_s(0, 80.0) == pytest.approx(0.1)
+    oracle.on_event(build.event(Kind.TURN_READY, 20.0, turn=1))
+    assert oracle.remaining_s(0, 20.0) == pytest.approx(0.1)
+
+
+def test_children_have_indices_after_all_top_level_sessions(build):
+    """Both children of a's turn (20 and 60 tokens), the first one's child (10), then b's (50)."""
+    end = Turn(100, 1)
+    grandchild = session("aaa", (10, 1, 0.0))
+    child = Session("aa", (Turn(20, 1, children=(grandchild,)), end))
+    other = session("ab", (60, 1, 0.0))
+    sessions = [
+        Session("a", (Turn(30, 1, children=(child, other)), end)),
+        Session("b", (Turn(40, 1, children=(session("ba", (50, 1, 0.0)),)), end)),
+    ]
+    futures = foresee(sessions, build.context())
+    assert [future.root for future in futures] == [0, 1, 0, 0, 0, 1]
+    assert [future.turns[0].prefill_s for future in futures] == pytest.approx(
+        [0.03, 0.04, 0.02, 0.06, 0.01, 0.05]
+    )
+    assert futures[4].root_offset_s == pytest.approx(0.05)
+    # a: 0.03 + child (0.02 + grandchild 0.01 + 0.1) + 0.1
+    assert futures[0].total_s == pytest.approx(0.26)
+
+
+def test_memory_profile_follows_the_context(build):
+    """1600 + 16 tokens = 101 blocks of 16 for 10 s, then + 1600 + 16 tokens = 202 blocks."""
+    sessions = [session("a", (1600, 16, 8.2), (1600, 16, 3.0))]
+    futures = foresee(sessions, build.context())
+    plan = {"bucket_s": 5.0, "block_size": 16}
+    (profile,) = memory_profiles(futures, 1, **plan, drop_gap_s=30.0)
+    # Turn 0: 1.6 + 0.3 + 8.2 = 10.1 s. Turn 1 from 10.1 s on.
+    assert profile.tolist() == [101.0, 101.0, 202.0]
+    (dropped,) = memory_profiles(futures, 1, **plan, drop_gap_s=5.0)
+    assert dropped.tolist() == [101.0, 0.0, 202.0]
+
+
+def test_shared_prefix_counts_once(build):
+    """Cache 16,000: prefix 8000 + 3 x 2500 fit together; counted per session not even two would."""
+    prefix = SharedPrefix("p", 8000)
+    sessions = [Session(str(n), (Turn(2400, 50),), shared_prefix=prefix) for n in range(3)]
+    oracle = Oracle(build.context(params={"memory_share": 1.0}), sessions)
+    pending = [build.session(session=s) for s in range(3)]
+    assert names(oracle.admit(pending, build.system(), 0.0)) == [0, 1, 2]
+
+
+def test_long_gaps_are_not_retained(build):
+    """A gap of 31 s is not worth its memory (drop_gap_s = 30), one of 29 s is."""
+    sessions = [
+        session(n, (100, 1, gap), (100, 1, 0.0)) for n, gap in zip("ab", (31, 29), strict=True)
+    ]
+    oracle, engine = Oracle(build.context(), sessions), build.engine()
+    oracle.admit([build.session(session=s) for s in (0, 1)], build.system(), 0.0)
+    kept = [oracle.on_turn_end(build.turn(session=s), ("t",), False, engine, 1.0) for s in (0, 1)]
+    assert [k is not None for k in kept] == [False, True]
+
+
+def test_plan_takes_the_shortest_that_fit_together(build):
+    """Cache 16,000 tokens: 9000 (shortest) and 5000 fit, 8000 does not."""
+    sessions = [
+        session("a", (8000, 501, 1.0)),
+        session("b", (9000, 1, 1.0)),
+        session("c", (5000, 501, 1.0)),
+    ]
+    oracle = Oracle(build.context(), sessions)
+    pending = [build.session(session=s) for s in range(3)]
+    assert names(oracle.admit(pending, build.system(), 0.0)) == [1, 2]
+
+
+def test_plan_looks_at_the_peak_not_at_today(build):
+    """Two small prompts that both grow to 9000 tokens at the same time do not fit together."""
+    grows = [session(n, (1000, 1, 1.0), (8000, 1, 1.0)) for n in "ab"]
+    oracle = Oracle(build.context(), grows)
+    pending = [build.session(session=s) for s in range(2)]
+    assert names(oracle.admit(pending, build.system(), 0.0)) == [0]
+
+
+def test_shorter_arrival_pauses_a_longer_session_between_turns(build):
+    """The long session's next turn waits, and its KV is given up, while the short one runs."""
+    sessions = [
+        session("long", (9000, 501, 20.0), (100, 501, 0.0)),
+        session("short", (9000, 1, 0.0)),
+    ]
+    oracle = Oracle(build.context(), sessions)
+    first = build.session(session=0)
+    assert names(oracle.admit([first], build.system(), 0.0)) == [0]
+    retained = oracle.on_turn_end(build.turn(session=0), ("t",), False, build.engine(), 20.0)
+    assert retained is not None
+    oracle.on_event(build.event(Kind.GPU_END, 20.0))
+    oracle.on_event(build.event(Kind.SESSION_ARRIVE, 21.0, 1))
+    active = build.session(session=0, phase="tool", phase_since_s=20.0)
+    view = build.system(active=(active,))
+    assert names(oracle.admit([build.session(session=1)], view, 21.0)) == [1]
+    pin = build.pin(session=0)
+    assert list(oracle.review([pin], build.engine(), 21.0)) == [pin]
+
+
+def test_farthest_next_use_is_given_up_first(build):
+    """Gaps end at 30 s and 12 s; a session that is back is due now."""
+    sessions = [
+        session(n, (100, 1, gap), (100, 1, 0.0)) for n, gap in zip("abc", (30, 12, 1), strict=True)
+    ]
+    oracle, engine = Oracle(build.context(), sessions), build.engine()
+    pins = [
+        build.pin(session=0),
+        build.pin(session=1),
+        build.pin(session=2, returned=True),
+    ]
+    order = sorted(pins, key=lambda p: oracle.reclaim_key(p, engine, 5.0), reverse=True)
+    assert names(order) == [0, 1, 2]
+
+
+def test_lost_cache_counts_as_remaining_work(build):
+    """Equal sessions, but one would have to prefill its 4001 reusable tokens again (4 s)."""
+    sessions = [session(n, (4000, 1, 1.0), (100, 1, 0.0)) for n in "ab"]
+    oracle = Oracle(build.context(), sessions)
+    for index in (0, 1):
+        oracle.on_event(build.event(Kind.TURN_READY, 9.0, index, turn=1))
+    engine = build.engine(cached=((1, 4001),))
+    cold = oracle.waiting_key(build.turn(session=0, turn_index=1), engine, 9.0)
+    warm = oracle.waiting_key(build.turn(session=1, turn_index=1), engine, 9.0)
+    assert cold[0] - warm[0] == pytest.approx(4.001)
