@@ -16,7 +16,7 @@ from marsbench.trace.importer import Sample
 
 _SAMPLED_FILES = 3
 """Files of a directory that are looked at to recognise it."""
-_PLAIN_SUFFIXES = (".json", ".jsonl", ".traj", ".log")
+_PLAIN_SUFFIXES = (".json", ".jsonl", ".traj")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}\[\],]', re.DOTALL)
 
 
@@ -200,9 +200,10 @@ def _is_jsonl(file: Path, values: list[Any]) -> bool:
         return True
     if not isinstance(values[0], dict):
         return False
-    # One object fits the head or is cut: JSONL if its first line is the whole object.
-    first = next(io.read_lines(file), (0, b""))[1]
-    return first.startswith(b"{") and first.endswith(b"}")
+    # One object, or the beginning of one: JSONL if more lines follow its first.
+    lines = io.read_lines(file)
+    first = next(lines, (0, b""))[1]
+    return first.startswith(b"{") and first.endswith(b"}") and next(lines, None) is not None
 
 
 def _as_row(value: object, path: str, line: int | None) -> Row:

@@ -36,34 +36,17 @@ TYPICAL_WALL_S = {
     "web": 7.97,
     "mcp": 3.81,
     "human": 12.4,
-    "shell_other": 0.179,
+    "shell_other": 0.055,
 }
 """Median seconds of a class, for formats without times. Unattended Claude Code on SWE-rebench
 (agentcgroup, Haiku); web, mcp and human from interactive sessions (entireio); shell_other from
-SWE-agent on SWE-bench-java (upper decile: a 60 ms poll hides the rest)."""
+mini-SWE-agent on Terminal-Bench."""
 
-_SHELL_NAMES = frozenset(
-    [
-        "bash",
-        "shell",
-        "terminal",
-        "execute_bash",
-        "run",
-        "cmdrunaction",
-        "exec_command",
-        "local_shell_call",
-        "powershell",
-        "run_command",
-        "run_shell_command",
-        "bashoutput",
-        "write_stdin",
-        "killshell",
-        "killbash",
-    ]
+_SHELL_NAMES = (
+    "bash shell terminal execute_bash run cmdrunaction exec_command local_shell_call powershell "
+    "run_command run_shell_command bashoutput write_stdin killshell killbash"
 )
-_EDITOR_NAMES = frozenset(
-    ["str_replace_editor", "str_replace_based_edit_tool", "file_editor", "editor"]
-)
+_EDITOR_NAMES = "str_replace_editor str_replace_based_edit_tool file_editor editor"
 _NAMES = {
     "read": "read grep glob ls notebookread read_file list_dir list_files view open goto scroll_up "
     "scroll_down find_file search_file search_dir search filemap toolsearch recall",
@@ -81,180 +64,27 @@ _CLASS_OF_NAME = {
     name: tool_class for tool_class, names in _NAMES.items() for name in names.split()
 }
 
-_WRAPPERS = frozenset(
-    [
-        "sudo",
-        "time",
-        "nohup",
-        "env",
-        "timeout",
-        "command",
-        "exec",
-        "xargs",
-        "nice",
-        "stdbuf",
-        "poetry",
-        "uv",
-        "pipenv",
-        "hatch",
-        "pdm",
-        "then",
-        "do",
-        "else",
-        "!",
-        "{",
-        "(",
-    ]
+_WRAPPERS = (
+    "sudo time nohup env timeout command exec xargs nice stdbuf poetry uv pipenv hatch pdm then do "
+    "else ! { ("
 )
-_SETUP = frozenset(
-    [
-        "cd",
-        "export",
-        "source",
-        ".",
-        "set",
-        "pushd",
-        "popd",
-        "true",
-        ":",
-        "alias",
-        "unset",
-        "conda",
-        "sleep",
-    ]
-)
-_TESTS = frozenset(
-    [
-        "pytest",
-        "py.test",
-        "tox",
-        "nox",
-        "jest",
-        "vitest",
-        "mocha",
-        "ctest",
-        "rspec",
-        "phpunit",
-        "unittest",
-    ]
-)
-_BUILDS = frozenset(
-    [
-        "pip",
-        "pip3",
-        "make",
-        "cmake",
-        "ninja",
-        "npm",
-        "yarn",
-        "pnpm",
-        "apt",
-        "apt-get",
-        "gcc",
-        "g++",
-        "clang",
-        "cc",
-        "javac",
-        "mvn",
-        "gradle",
-        "./gradlew",
-        "./mvnw",
-        "bundle",
-        "gem",
-        "brew",
-        "rustc",
-        "tsc",
-        "setup.py",
-        "docker",
-        "mypy",
-        "ruff",
-        "black",
-        "flake8",
-        "pylint",
-        "golangci-lint",
-        "eslint",
-        "pre-commit",
-    ]
-)
-_SCRIPTS = frozenset(
-    [
-        "python",
-        "python3",
-        "python2",
-        "node",
-        "ruby",
-        "perl",
-        "bash",
-        "sh",
-        "java",
-        "php",
-        "lua",
-        "Rscript",
-    ]
-)
-_READS = frozenset(
-    [
-        "ls",
-        "cat",
-        "head",
-        "tail",
-        "grep",
-        "rg",
-        "egrep",
-        "find",
-        "tree",
-        "wc",
-        "less",
-        "more",
-        "pwd",
-        "which",
-        "file",
-        "stat",
-        "diff",
-        "awk",
-        "cut",
-        "sort",
-        "uniq",
-        "echo",
-        "du",
-        "df",
-        "env",
-        "printenv",
-        "jq",
-        "nl",
-        "sed",
-        "type",
-        "whereis",
-        "xxd",
-        "od",
-        "fd",
-        "ack",
-        "ag",
-        "column",
-        "tr",
-        "comm",
-    ]
-)
-_EDITS = frozenset(
-    [
-        "rm",
-        "mv",
-        "cp",
-        "mkdir",
-        "touch",
-        "chmod",
-        "chown",
-        "ln",
-        "patch",
-        "tee",
-        "dd",
-        "rmdir",
-        "unzip",
-        "tar",
-        "truncate",
-        "apply_patch",
-    ]
-)
+_PROGRAMS = {
+    "": "cd export source . set pushd popd true : alias unset conda sleep",
+    "git": "git gh hg",
+    "test": "pytest py.test tox nox jest vitest mocha ctest rspec phpunit unittest",
+    "runner": "go cargo npm yarn pnpm make mvn gradle gradlew npx mvnw",
+    "build": "pip pip3 cmake ninja apt apt-get gcc g++ clang cc javac bundle gem brew rustc tsc "
+    "setup.py docker mypy ruff black flake8 pylint golangci-lint eslint pre-commit",
+    "interpreter": "python python3 python2 node ruby perl bash sh java php lua Rscript",
+    "shell_read": "ls cat head tail grep rg egrep find tree wc less more pwd which file stat diff "
+    "awk cut sort uniq echo du df env printenv jq nl type whereis xxd od fd ack ag column tr comm",
+    "shell_edit": "rm mv cp mkdir touch chmod chown ln patch tee dd rmdir unzip tar truncate "
+    "apply_patch",
+}
+_KIND_OF_PROGRAM = {
+    program: kind for kind, programs in _PROGRAMS.items() for program in programs.split()
+}
+_TEST_TARGETS = ("check", *_PROGRAMS["test"].split())
 # Which part of a chained command names its class: the one that takes longest, first here.
 _WEIGHT = ("build", "test", "script", "git", "shell_edit", "shell_other", "shell_read")
 _SEPARATOR = re.compile(r"\s*(?:&&|\|\||;|\||\n|&(?!>|\d))\s*")
@@ -268,9 +98,9 @@ def tool_class(name: str, command: str | None = None) -> str:
     short = name.lower()
     if short.startswith(("mcp__", "mcp_")):
         return "mcp"
-    if short in _EDITOR_NAMES:
+    if short in _EDITOR_NAMES.split():
         return "read" if (command or "").split(" ")[0] == "view" else "edit"
-    if short in _SHELL_NAMES:
+    if short in _SHELL_NAMES.split():
         return shell_class(command) if command else "shell_other"
     if short.startswith("browser_"):
         return "web"
@@ -290,7 +120,7 @@ def shell_class(command: str) -> str:
 
 def _part_class(part: str) -> str:
     words = _words(part)
-    while words and (words[0] in _WRAPPERS or re.match(r"^\w+=", words[0])):
+    while words and (words[0] in _WRAPPERS.split() or re.match(r"^\w+=", words[0])):
         wrapper = words.pop(0)
         if wrapper == "timeout":
             while words and (words[0].startswith("-") or re.match(r"^[\d.]+[smh]?$", words[0])):
@@ -303,27 +133,18 @@ def _part_class(part: str) -> str:
 
 
 def _program_class(program: str, rest: list[str]) -> str:
-    first = next((word for word in rest if not word.startswith("-")), "")
-    if program in _SETUP:
-        return ""
-    if program in {"git", "gh", "hg"}:
-        return "git"
-    if program in _TESTS:
-        return "test"
-    if program in _SCRIPTS:
-        return _script_class(rest)
-    if program in {"go", "cargo", "npm", "yarn", "pnpm", "make", "mvn", "gradle", "gradlew", "npx"}:
-        if any(word.startswith("test") or word in _TESTS | {"check"} for word in rest):
-            return "test"
-        return "script" if first in {"run", "exec"} and program in {"go", "cargo"} else "build"
-    if program in _BUILDS:
-        return "build"
     if program == "sed":
         in_place = any(word.startswith(("-i", "--in-place")) for word in rest)
         return "shell_edit" if in_place else "shell_read"
-    if program in _EDITS:
-        return "shell_edit"
-    return "shell_read" if program in _READS else "shell_other"
+    kind = _KIND_OF_PROGRAM.get(program, "shell_other")
+    if kind == "interpreter":
+        return _script_class(rest)
+    if kind == "runner":
+        if any(word.startswith("test") or word in _TEST_TARGETS for word in rest):
+            return "test"
+        first = next((word for word in rest if not word.startswith("-")), "")
+        return "script" if first in {"run", "exec"} and program in {"go", "cargo"} else "build"
+    return kind
 
 
 def _script_class(rest: list[str]) -> str:

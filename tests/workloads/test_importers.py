@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from marsbench.core import Session, plan_turns
@@ -78,10 +78,12 @@ def test_importers_say_how_they_know(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
 @given(head=st.one_of(st.binary(max_size=300), st.text(alphabet='{}[]",:\\ab1\n', max_size=80)))
 def test_sniffing_foreign_bytes_is_false_and_silent(name, head):
     """Bytes of no format are not recognised and never raise."""
     content = head if isinstance(head, bytes) else head.encode()
+    assume(not content.startswith((b"PAR1", b"ARROW1")))  # the magic of a table is enough
     assert not find_importer(name).sniff(Sample(Path("no-such-file"), content))
 
 

@@ -119,12 +119,12 @@ def block_ids(row: Row) -> list[int]:
 
 
 def _shared_blocks(rows: Iterator[Row]) -> set[int]:
-    """Blocks at which conversations part: a block's id stands for all text up to it."""
+    """Full blocks at which conversations part: a block's id stands for all text up to it."""
     seen: set[int] = set()
     followers: dict[int, int] = {}
     for row in rows:
-        ids = block_ids(row)
-        for before, block in pairwise(ids):
+        request = _request(row)
+        for before, block in pairwise(request.ids[: request.full_blocks]):
             if block not in seen:
                 seen.add(block)
                 followers[before] = followers.get(before, 0) + 1

@@ -23,55 +23,46 @@ from workloads.messages import (
     opening_prefix,
     step_calls,
 )
-from workloads.rows import Row, RowSource, has_keys, read_rows, recognise
-from workloads.swe_agent.generation import is_swe_smith, kept_observations
-from workloads.tool_class import TYPICAL_WALL_S, shell_class, tool_class
-
-_COMMANDS = frozenset(
-    [
-        "open",
-        "goto",
-        "scroll_up",
-        "scroll_down",
-        "create",
-        "edit",
-        "insert",
-        "search_file",
-        "search_dir",
-        "find_file",
-        "submit",
-        "str_replace_editor",
-        "undo_edit",
-        "filemap",
-        "view_image",
-    ]
+from workloads.rows import (
+    Row,
+    RowSource,
+    has_keys,
+    head_of,
+    is_trace_name,
+    read_rows,
+    recognise,
 )
-"""SWE-agent's own tools; any other first word is a shell command."""
+from workloads.swe_agent.actions import action_tool
+from workloads.swe_agent.generation import is_swe_smith, kept_observations
+from workloads.swe_agent.run_log import is_run_log, log_sessions
+from workloads.tool_class import TYPICAL_WALL_S, tool_class
 
 
 class SweAgent:
     """Reads one .traj after the other."""
 
     name = "swe_agent"
-    summary = "SWE-agent .traj files, 0.x and 1.x"
+    summary = "SWE-agent .traj files, 0.x and 1.x, and run logs of 0.7"
     provenance: Mapping[str, str] = {
         "new_input_tokens": "derived: characters per token fitted to tokens_sent of the session "
-        "where recorded, else 3.4",
-        "output_tokens": "derived: characters of the answer, same ratio",
+        "where recorded, else 3.4; run logs: growth of recorded prompts",
+        "output_tokens": "derived: characters of the answer, same ratio; run logs: recorded",
         "resent_output": "recorded: the answer stands in the next prompt",
         "drop_context_to": "recorded (1.x with messages or query), or derived: older observations "
         "are elided if replay_config says so, in 0.x if tokens_sent fits that better",
         "kept_prefix_tokens": "derived: leading messages two prompts have in common",
         "tools.name": "recorded: first word of the action",
         "tools.class": "derived: from the action",
-        "tools.wall_s": "recorded (1.x: execution_time), or assumed (0.x, demonstrations): median "
-        "of the class",
+        "tools.wall_s": "recorded (1.x: execution_time; run logs: shell input to output), or assumed "
+        "(0.x, demonstrations): median of the class",
         "tools.result_tokens": "derived: characters of the observation",
-        "think_s": "absent: no times of LLM calls",
+        "think_s": "absent; run logs: recorded, end of the command to the next model input",
         "shared_prefix": "recorded: equal text of system prompt and demonstrations",
     }
 
     def sniff(self, sample: Sample) -> bool:
+        if is_run_log(sample.head) or _holds_only_logs(sample):
+            return True
         return recognise(sample, self.matches) and not is_swe_smith(sample)
 
     def matches(self, value: Any) -> bool:
@@ -79,8 +70,8 @@ class SweAgent:
         if not isinstance(value, dict) or "trajectory_format" in value:
             return False
         steps = value.get("trajectory")
-        if isinstance(steps, list) and steps and has_keys(steps[0], "action", "observation"):
-            return True
+        if isinstance(steps, list) and steps and has_keys(steps[0], "action"):
+            return True  # a long first observation may lie past the end of a sample
         history = value.get("history")
         if isinstance(history, list) and history and has_keys(history[0], "role", "content"):
             return True
@@ -88,11 +79,30 @@ class SweAgent:
         return bool(isinstance(attempts, list) and attempts and self.matches(attempts[0]))
 
     def read(self, path: Path) -> Iterator[Session]:
+        logs = _log_files(path)
+        if logs:
+            return (s for file in logs for s in log_sessions(file, file.name.split(".")[0]))
         return self.sessions(lambda: read_rows(path), root=path)
 
     def sessions(self, rows: RowSource, root: Path | None = None) -> Iterator[Session]:
         for row in rows():
             yield from trajectory_sessions(row, session_name(row, root), agent="swe-agent")
+
+
+def _log_files(path: Path) -> list[Path]:
+    """Run logs, unless trajectories of the same runs stand beside them."""
+    if path.is_file():
+        return [path] if is_run_log(head_of(path)) else []
+    if any(is_trace_name(file.name) for file in path.rglob("*")):
+        return []
+    return sorted(file for file in path.rglob("*.log*") if is_run_log(head_of(file)))
+
+
+def _holds_only_logs(sample: Sample) -> bool:
+    logs = [name for name in sorted(sample.names) if ".log" in Path(name).name]
+    if not logs or any(is_trace_name(name) for name in sample.names):
+        return False
+    return is_run_log(head_of(sample.path / logs[0]))
 
 
 def session_name(row: Row, root: Path | None) -> str:
@@ -182,19 +192,9 @@ def _tool(step: Row) -> tuple[ToolCall, ...]:
     action = step.text("action", "").strip()
     if not action:
         return ()
-    word, _, rest = action.partition(" ")
-    word = word.split("\n")[0]
-    own = word in _COMMANDS
-    kind = tool_class(word, rest) if own else shell_class(action)
     timed = step.value.get("execution_time") is not None
-    return (
-        ToolCall(
-            name=word if own else "bash",
-            tool_class=kind,
-            wall_s=step.number("execution_time") if timed else TYPICAL_WALL_S[kind],
-            result_tokens=len(step.text("observation", "")),
-        ),
-    )
+    tool = action_tool(action, step.number("execution_time") if timed else None)
+    return (replace(tool, result_tokens=len(step.text("observation", ""))),)
 
 
 def history_steps(history: Sequence[Message]) -> list[Step]:
