@@ -51,7 +51,7 @@ def mean_latency_bound(work: Sequence[SessionWork]) -> Bound:
     if not work:
         return Bound(0.0, (0.0,) * len(RESOURCES))
     count = len(work)
-    arrivals = [item.arrival_s for item in work]
+    arrivals = [float(item.arrival_s) for item in work]
     return Bound(
         critical_path_s=sum(item.solo_s for item in work) / count,
         capacity_s=tuple(
@@ -86,18 +86,24 @@ def srpt_total_flow_s(arrivals_s: Sequence[float], sizes_s: Sequence[float]) -> 
 
 
 def work_of_sessions(
-    sessions: Sequence[Session], arrivals_s: Sequence[float], context: PolicyContext
+    sessions: Sequence[Session],
+    arrivals_s: Sequence[float],
+    context: PolicyContext,
+    *,
+    kv_read_s_per_token: float = 0.0,
 ) -> list[SessionWork]:
     """Least work of each top-level session on a deployment, its sub-agents included.
 
-    Compute: prefill of tokens no cache can hold, and output tokens at prefill speed (in the
-    largest batch a decoded token costs what a prefilled one does). Memory: context times the time
-    the engine must hold it, over the size of the cache. Tools: core-seconds over cores.
+    Compute: prefill of tokens no cache can hold, output tokens at prefill speed (in the largest
+    batch a decoded token costs what a prefilled one does), and reading each one's own context,
+    which no batch shares, at ``kv_read_s_per_token`` (``StepCost.m_ctx``; 0 leaves it out and
+    weakens the bound). Memory: context times the time the engine must hold it, over the size of
+    the cache. Tools: core-seconds over cores. Tool times are those of cores as fast as recorded.
     """
-    futures = foresee(sessions, context)
+    futures = foresee(sessions, context, kv_read_s_per_token=kv_read_s_per_token)
     demands = [[0.0] * len(RESOURCES) for _ in sessions]
     for future in futures:
-        compute_s, memory_s = _engine_demands(future, context)
+        compute_s, memory_s = _engine_demands(future, context, kv_read_s_per_token)
         demands[future.root][0] += compute_s
         demands[future.root][1] += memory_s
     for index, session in enumerate(sessions):
@@ -115,14 +121,18 @@ def tool_core_s(session: Session) -> float:
     return own + sum(tool_core_s(child) for turn in session.turns for child in turn.children)
 
 
-def _engine_demands(future: Future, context: PolicyContext) -> tuple[float, float]:
+def _engine_demands(
+    future: Future, context: PolicyContext, kv_read_s_per_token: float
+) -> tuple[float, float]:
     cache_tokens = context.num_blocks * context.block_size
     compute_s, memory_s = 0.0, 0.0
     for turn in future.turns:
-        compute_s += turn.prefill_s + turn.output_tokens / context.prefill_tokens_per_s
-        # Alone, the prompt is held while decoding, and at least the reused part while prefilling.
-        # A shared prefix may be held for others anyway.
+        # A shared prefix may be held and read for others anyway.
         prompt = turn.context_tokens - turn.output_tokens - turn.shared_tokens
+        steps = max(0, turn.output_tokens - 1)
+        compute_s += turn.prefill_s + steps / context.prefill_tokens_per_s
+        compute_s += steps * prompt * kv_read_s_per_token
+        # Alone, the prompt is held while decoding, and at least the reused part while prefilling.
         reused = max(0, turn.reused_tokens - turn.shared_tokens)
         held = turn.decode_s * prompt + turn.prefill_s * reused
         memory_s += held / cache_tokens

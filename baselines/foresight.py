@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from marsbench.core import PolicyContext, Session, SharedPrefix, Turn, plan_turns
 
+SHORT_CONTEXT_TOKENS = 1024
+"""Context that ``PolicyContext.decode_step_s`` is stated for."""
+
 Profile = npt.NDArray[np.float64]
 
 
@@ -67,12 +70,15 @@ def prefill_s(new_tokens: int, context_tokens: int, context: PolicyContext) -> f
     return new_tokens / context.prefill_tokens_per_s + pairs * context.prefill_s_per_pair
 
 
-def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]:
+def foresee(
+    sessions: Sequence[Session], context: PolicyContext, *, kv_read_s_per_token: float = 0.0
+) -> list[Future]:
     """The future of every session of a cell, by its index.
 
     Top-level sessions have the first indices. Sub-agents follow: those of a turn side by side, then
     what each of them starts, before the next turn's. A session ends with its last turn, so tools
-    and sub-agents recorded there never run.
+    and sub-agents recorded there never run. ``kv_read_s_per_token`` is what each token of context
+    adds to a decode step; a policy is told only the step with a short context.
     """
     found: dict[int, Future] = {}
     next_child = len(sessions)
@@ -86,7 +92,9 @@ def foresee(sessions: Sequence[Session], context: PolicyContext) -> list[Future]
             new_tokens = plan.prompt_tokens - plan.reused_tokens
             work_s = prefill_s(new_tokens, plan.prompt_tokens, context)
             # The step that ends the prefill makes the first token.
-            decode_s = max(0, plan.output_tokens - 1) * context.decode_step_s
+            steps = max(0, plan.output_tokens - 1)
+            reads = max(0, plan.prompt_tokens - SHORT_CONTEXT_TOKENS) * kv_read_s_per_token
+            decode_s = steps * (context.decode_step_s + reads)
             is_last = len(turns) + 1 == len(session.turns)
             gap_s = 0.0 if is_last else _own_gap_s(turn)
             first_child = next_child

@@ -53,7 +53,9 @@ class Oracle:
         self._drop_gap_s = params.get("drop_gap_s", 30.0)
         self._plan_s = params.get("plan_s", 5.0)
         self.tick_s: float | None = self._plan_s
-        self._futures = foresee(sessions, context)
+        self._futures = foresee(
+            sessions, context, kv_read_s_per_token=params.get("kv_read_s_per_token", 0.0)
+        )
         longest_s = max((future.total_s for future in self._futures), default=0.0)
         self._bucket_s = max(1.0, longest_s / MAX_BUCKETS)
         self._profiles = memory_profiles(
