@@ -109,7 +109,7 @@ def _is_transcript(values: Iterable[Any]) -> bool:
 def _is_line(value: Any) -> bool:
     if has_keys(value, "task", "entry"):
         return _is_line(value["entry"])
-    if not isinstance(value, dict) or value.get("type") not in _LINE_TYPES:
+    if not isinstance(value, dict) or str(value.get("type")) not in _LINE_TYPES:
         return False
     return "sessionId" in value or "leafUuid" in value
 
@@ -156,7 +156,7 @@ def _lines(rows: Iterator[Row]) -> Iterator[tuple[str, str, Row]]:
         if has_keys(row.value, "task", "entry"):
             task = f"{row.text('task')}/"
             row = row.child(row.value["entry"], "entry")
-        if "message" in row.value or row.value.get("type") in {"system", "progress"}:
+        if "message" in row.value or row.value.get("type") in ("system", "progress"):
             yield task + row.text("sessionId", Path(row.path).name.split(".")[0]), row.path, row
 
 

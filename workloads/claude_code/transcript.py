@@ -149,7 +149,7 @@ class Thread:
 
 def _add_block(answer: Answer, block: Row, time_s: float | None) -> None:
     kind = block.value.get("type")
-    if kind in {"text", "thinking"}:
+    if kind in ("text", "thinking"):
         answer.output_chars += len(content_text(block.value))
     if kind != "tool_use":
         return

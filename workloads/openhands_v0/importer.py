@@ -143,12 +143,12 @@ def _system_text(events: list[Row]) -> str:
 
 def _answers(events: list[Row]) -> list[Answer]:
     """Groups agent actions by response and hangs observations on them."""
-    results = {e.value.get("cause"): e for e in events if _is_result(e)}
+    results = {str(e.value.get("cause")): e for e in events if _is_result(e)}
     answers: list[Answer] = []
     fresh_chars = len(_system_text(events))
     compacted = False
     for event in events:
-        action = event.value.get("action")
+        action = event.text("action", "")
         if _is_result(event):
             fresh_chars += len(str(event.value.get("content") or ""))
         elif action == "condensation":
@@ -161,7 +161,7 @@ def _answers(events: list[Row]) -> list[Answer]:
                     Answer(answer_id, time_s, new_chars=fresh_chars, compacted=compacted)
                 )
                 fresh_chars, compacted = 0, False
-            _add_action(answers[-1], event, results.get(event.value.get("id")))
+            _add_action(answers[-1], event, results.get(str(event.value.get("id"))))
         elif action == "message":
             fresh_chars += len(str(event.mapping("args").get("content") or ""))
     return answers

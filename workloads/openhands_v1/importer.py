@@ -140,7 +140,7 @@ def _answers(events: Sequence[Row]) -> list[Answer]:
     """Groups the agent's events by response and hangs observations on them."""
     results: dict[str, Row] = {}
     for event in events:
-        if event.value.get("kind") in {"ObservationEvent", "AgentErrorEvent"}:
+        if event.value.get("kind") in ("ObservationEvent", "AgentErrorEvent"):
             for field in ("action_id", "tool_call_id"):
                 if isinstance(event.value.get(field), str):
                     results[event.value[field]] = event
@@ -149,14 +149,14 @@ def _answers(events: Sequence[Row]) -> list[Answer]:
     compacted = False
     for event in events:
         kind = event.value.get("kind")
-        if kind in {"ObservationEvent", "AgentErrorEvent"}:
+        if kind in ("ObservationEvent", "AgentErrorEvent"):
             fresh_chars += len(_result_text(event))
         elif kind == "Condensation":
             compacted = bool(answers)
             fresh_chars += len(event.text("summary", ""))
         elif kind == "MessageEvent" and event.value.get("source") != "agent":
             fresh_chars += len(content_text(event.mapping("llm_message")))
-        elif kind in {"ActionEvent", "MessageEvent"}:
+        elif kind in ("ActionEvent", "MessageEvent"):
             answer_id = event.text("llm_response_id", "")
             if not answers or not answer_id or answers[-1].response_id != answer_id:
                 time_s = timestamp_s(event.value.get("timestamp"))
