@@ -26,6 +26,7 @@ class AgenticMooncake:
     name = "agentic_mooncake"
     summary = "Mooncake rows with sessions (AIPerf) and agentic Mooncake v1, v2 (Dynamo)"
     provenance: Mapping[str, str] = {
+        "model": "recorded",
         "arrival_s": "recorded: timestamp, not_before_ms",
         "new_input_tokens": "recorded (AIPerf: input_length is what a turn adds; text: characters "
         "/ 3.4), or derived (request_id rows: growth of the whole prompt less the output)",

@@ -53,6 +53,9 @@ class ClaudeCode:
     name = "claude_code"
     summary = "Claude Code transcripts (JSONL), project directories, task bundles"
     provenance: Mapping[str, str] = {
+        "agent": "derived: main thread or sub-agent, marked where it goes on from another session",
+        "model": "recorded: of the first answer",
+        "kept_prefix_tokens": "assumed: the shared prefix survives a compaction",
         "new_input_tokens": "derived: growth of recorded prompts (input + cache creation + cache "
         "read) less the re-sent output; characters / 3.4 where no usage is logged",
         "output_tokens": "recorded: largest of the message's lines; derived from text "

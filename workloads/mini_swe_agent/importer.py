@@ -44,6 +44,8 @@ class MiniSweAgent:
     name = "mini_swe_agent"
     summary = "mini-SWE-agent .traj.json: message lists (v0, v1) and format 1.1 with timestamps"
     provenance: Mapping[str, str] = {
+        "agent": "assumed: mini_swe_agent",
+        "model": "recorded: config",
         "new_input_tokens": "derived: growth of recorded usage where every answer has one, else "
         "characters / 3.4",
         "output_tokens": "recorded (usage), or derived: characters / 3.4",

@@ -37,6 +37,8 @@ class OpenHandsV0:
     name = "openhands_v0"
     summary = "OpenHands V0: evaluation output.jsonl, trajectories of events"
     provenance: Mapping[str, str] = {
+        "agent": "recorded: agent_class",
+        "model": "recorded: llm_config",
         "new_input_tokens": "derived: growth of recorded prompts less the re-sent output; "
         "estimated (characters / 3.4) where no usage is recorded",
         "output_tokens": "recorded (token_usages, or usage of the response)",

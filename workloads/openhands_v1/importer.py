@@ -35,6 +35,8 @@ class OpenHandsV1:
     name = "openhands_v1"
     summary = "OpenHands V1 (SDK): conversation directories, benchmark output.jsonl"
     provenance: Mapping[str, str] = {
+        "agent": "assumed: openhands",
+        "model": "recorded: base state",
         "new_input_tokens": "derived: growth of recorded prompts less the re-sent output; "
         "estimated (characters / 3.4) where no usage is recorded",
         "output_tokens": "recorded: token_usages by response id",

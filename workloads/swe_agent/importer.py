@@ -44,6 +44,8 @@ class SweAgent:
     name = "swe_agent"
     summary = "SWE-agent .traj files, 0.x and 1.x, and run logs of 0.7"
     provenance: Mapping[str, str] = {
+        "agent": "assumed: swe-agent",
+        "model": "recorded: replay_config",
         "new_input_tokens": "derived: characters per token fitted to tokens_sent of the session "
         "where recorded, else 3.4; run logs: growth of recorded prompts",
         "output_tokens": "derived: characters of the answer, same ratio; run logs: recorded",

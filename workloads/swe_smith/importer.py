@@ -31,6 +31,7 @@ class SweSmith:
     summary = "SWE-smith: SWE-agent 1.x trajectories on synthetic tasks"
     provenance: Mapping[str, str] = {
         **SWE_AGENT.provenance,
+        "agent": "assumed: swe-smith",
         "drop_context_to": "recorded: each step holds its messages",
         "tools.wall_s": "recorded: execution_time; assumed (message-list rows): median of the class",
     }

@@ -37,6 +37,8 @@ class TraceLab:
     name = "tracelab"
     summary = "TraceLab round rows (JSONL): token counts and timed tool calls of real sessions"
     provenance: Mapping[str, str] = {
+        "agent": "recorded: provider",
+        "model": "recorded",
         "new_input_tokens": "derived: prompt growth less the re-sent output",
         "output_tokens": "recorded",
         "resent_output": "derived: 1.0 where the prompt has room for the whole output; groups "

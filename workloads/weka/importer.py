@@ -30,6 +30,9 @@ class Weka:
     name = "weka"
     summary = "Weka kv-cache-tester: Claude Code sessions with 64-token block hashes"
     provenance: Mapping[str, str] = {
+        "agent": "recorded: sub-agent type; assumed: claude-code, marked where the first prompt is "
+        "above 60k tokens",
+        "model": "recorded: of the first request",
         "new_input_tokens": "derived: prompt growth less the re-sent output",
         "output_tokens": "recorded",
         "resent_output": "assumed: 1.0 where the prompt has room for the whole output (0.95-1.02 "
