@@ -49,7 +49,7 @@ class Oracle:
     def __init__(self, context: PolicyContext, sessions: Sequence[Session]) -> None:
         params = context.params
         self._context = context
-        self._budget_blocks = params.get("memory_share", 0.95) * context.num_blocks
+        self._budget_blocks = params.get("memory_share", 0.97) * context.num_blocks
         self._drop_gap_s = params.get("drop_gap_s", 30.0)
         self._plan_s = params.get("plan_s", 5.0)
         self.tick_s: float | None = self._plan_s
@@ -241,5 +241,5 @@ ORACLE = System(
     name="oracle",
     summary="clairvoyant: shortest remaining time first, memory planned with true futures",
     clairvoyant=build,
-    tunable={"memory_share": (0.8, 0.9, 0.95, 1.0), "drop_gap_s": (10.0, 30.0, 1e9)},
+    tunable={"memory_share": (0.85, 0.92, 0.97, 1.0), "drop_gap_s": (10.0, 30.0, 1e9)},
 )

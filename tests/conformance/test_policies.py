@@ -133,8 +133,9 @@ class CheckedCore(SimCore):
 class Watched:
     """A policy, asserting after each call that what it was shown has not changed."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, seen: dict[str, list[Any]]) -> None:
         self._policy = policy
+        self._seen = seen
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._policy, name)
@@ -143,6 +144,7 @@ class Watched:
 
         def call(*args: Any) -> Any:
             before = [shown(argument) for argument in args]
+            self._seen.setdefault(name, before)
             result = value(*args)
             assert [shown(argument) for argument in args] == before, f"{name} changed its input"
             return result
@@ -164,12 +166,15 @@ def shown(item: Any) -> Any:
     return item
 
 
-def watched(policies: Policies) -> Policies:
-    """The same policies behind ``Watched``; null policies as they are, one wrapper per object."""
+def watched(policies: Policies, seen: dict[str, list[Any]]) -> Policies:
+    """The same policies behind ``Watched``; null policies as they are, one wrapper per object.
+
+    ``seen`` gets what each method was shown at its first call.
+    """
 
     @cache
     def wrap(policy: Any) -> Any:
-        return policy if isinstance(policy, NULL_POLICIES) else Watched(policy)
+        return policy if isinstance(policy, NULL_POLICIES) else Watched(policy, seen)
 
     roles = ("scheduling", "retention", "admission", "tools")
     return replace(policies, **{role: wrap(getattr(policies, role)) for role in roles})
@@ -270,7 +275,7 @@ def test_empty_trace(name):
 def test_decisions_do_not_change_what_they_are_shown(name):
     """Turns, pins, sessions and queues are the same before and after every call."""
     sessions = some_sessions(10, seed=4)
-    log = run(name, sessions, spread(len(sessions), 0.3), wrap=watched)
+    log = run(name, sessions, spread(len(sessions), 0.3), wrap=lambda p: watched(p, {}))
     assert log.rows == run(name, sessions, spread(len(sessions), 0.3)).rows
 
 
@@ -304,3 +309,24 @@ def test_nobody_starves(name):
     burst = [replace(alone, session_id=str(number)) for number in range(8)]
     ends = events(run(name, burst, [0.0] * len(burst)), Kind.SESSION_END)
     assert max(to_s(e["time_ps"]) for e in ends) <= len(burst) * to_s(end["time_ps"]) * 1.5
+
+
+def test_the_watch_notices_changes():
+    """The check above can fail: a policy that takes a session out of its list is caught."""
+
+    class Thief:
+        def admit(self, pending: list[Any], view: Any, now_s: float) -> list[Any]:
+            return [pending.pop()]
+
+    with pytest.raises(AssertionError, match="admit changed its input"):
+        Watched(Thief(), {}).admit(["session"], None, 0.0)
+
+
+def test_the_watch_sees_every_field():
+    """The engine's own turns, pins and sessions show all the fields of their protocols."""
+    seen: dict[str, list[Any]] = {}
+    sessions = some_sessions(10, seed=4)
+    run("oracle", sessions, spread(len(sessions), 0.3), wrap=lambda p: watched(p, seen))
+    assert len(seen["waiting_key"][0]) == len(TURN_FIELDS)
+    assert len(seen["admit"][0][0]) == len(SESSION_FIELDS)
+    assert len(seen["review"][0][0]) == len(PIN_FIELDS)
