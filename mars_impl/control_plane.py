@@ -41,8 +41,6 @@ class ControlPlane:
         self.kv = Pressure()
         self.window = math.inf
         """AIMD limit on active sessions; infinite until pressure is first seen."""
-        self.kv_share = params.kv_target
-        """Share of the KV cache that projected working sets may fill."""
         self._block_size = block_size
         self._adapted_s = -math.inf
 
@@ -82,7 +80,7 @@ class ControlPlane:
         The others are suspended: their next turn waits at the gate, and their KV, lowest in rank,
         is what eviction takes first. The highest rank is always resident.
         """
-        capacity = self.kv_share * view.num_blocks * self._block_size
+        capacity = self.params.kv_target * view.num_blocks * self._block_size
         used = float(self.state.shared_resident)
         resident: set[int] = set()
         ranked = sorted(
@@ -107,7 +105,7 @@ class ControlPlane:
     ) -> list[SessionView]:
         """Backlogged sessions that fit beside the resident ones, best first."""
         limit = self._limit(view, tops)
-        capacity = self.kv_share * view.num_blocks * self._block_size
+        capacity = self.params.kv_target * view.num_blocks * self._block_size
         chosen: list[SessionView] = []
         for candidate in self._order(fresh, now_s):
             count = tops + len(chosen)
@@ -143,16 +141,16 @@ class ControlPlane:
         """Most active sessions the window and the CPU cap allow."""
         if self.params.static_window > 0:
             return self.params.static_window
-        if not self.params.cpu_signal:
-            return math.inf
         return max(self.window, self.params.window_min)
 
     def _adapt(self, view: SystemView, now_s: float, tops: int) -> None:
-        """Flags, AIMD window (CPU side) and KV share (KV side); at most once a tick."""
+        """Flags and AIMD window, at most once a tick."""
         p = self.params
         if now_s - self._adapted_s < p.tick_s:
             return
         self._adapted_s = now_s
+        loss = self.state.loss
+        self.kv.update(high=loss >= p.loss_high, low=loss <= p.loss_low)
         if view.tool_cores:
             ratio = (view.tools_running + view.tools_queued) / view.tool_cores
             wait = self.state.tool_wait_s
@@ -160,17 +158,12 @@ class ControlPlane:
                 high=ratio >= p.cpu_high or wait >= p.cpu_wait_high_s,
                 low=ratio <= p.cpu_low and wait <= p.cpu_wait_low_s,
             )
-            if self.cpu.on and p.cpu_signal:
-                base = min(self.window, float(max(tops, 1)))
-                self.window = max(p.window_min, math.floor(base * p.window_decrease))
-            elif ratio <= p.cpu_high:
-                self.window = self.window + p.window_increase
-        lost = self.state.loss
-        self.kv.update(high=lost > p.loss_target, low=lost < p.loss_target / 2)
-        if self.kv.on:
-            self.kv_share = max(p.kv_share_min, self.kv_share * 0.98)
+        overloaded = (self.cpu.on and p.cpu_signal) or (self.kv.on and p.kv_signal)
+        if overloaded:
+            base = min(self.window, float(max(tops, 1)))
+            self.window = max(p.window_min, math.floor(base * p.window_decrease))
         else:
-            self.kv_share = min(p.kv_share_max, self.kv_share + 0.002)
+            self.window += p.window_increase
 
     # --- tool slots ------------------------------------------------------------------------
 

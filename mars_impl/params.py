@@ -47,12 +47,11 @@ class MarsParams:
     tick_s: float = _param(1.0, "s", "ours: event-driven; the tick only ages the backlog")
 
     # --- control plane: packing by projected growth ------------------------------------------
-    kv_target: float = _param(0.9, "share of KV", "preview: kv_target_ratio")
-    kv_share_min: float = _param(0.6, "share of KV", "ours: floor of the adaptive target")
-    kv_share_max: float = _param(1.0, "share of KV", "ours: ceiling of the adaptive target")
-    headroom_turns: float = _param(2, "turns", "ours: growth kept free for a resident session")
-    newcomer_turns: float = _param(5, "turns", "ours: growth kept free to let a session in")
-    loss_target: float = _param(0.02, "recomputed / prompt tokens", "ours: pressure set point")
+    kv_target: float = _param(1.0, "share of KV", "ours: resident working sets fill the cache")
+    headroom_turns: float = _param(1, "turns", "ours: growth kept free for a resident session")
+    newcomer_turns: float = _param(10, "turns", "ours: growth kept free to let a session in")
+    loss_high: float = _param(0.15, "recomputed / prompt tokens", "ours: KV pressure on")
+    loss_low: float = _param(0.05, "recomputed / prompt tokens", "ours: KV pressure off")
     history: float = _param(64, "sessions", "ours: finished sessions remembered per class")
     long_tokens: float = _param(50_000, "tokens", "preview: a long prompt")
     long_slots: float = _param(2, "sessions", "preview: needle insertion")
