@@ -21,7 +21,7 @@ demo: .venv/base            ## systems compared on generated SWE-bench sessions
 	$(BIN)/marsbench run --workload swe-bench --system vllm --system vllm-tuned --system continuum \
 	  --system thunderagent --system mars --load 0.5 --load 0.7 --load 0.9 --load 1.2 \
 	  --sessions 100 --overwrite --out $(DEMO)
-	$(BIN)/marsbench report $(DEMO)
+	$(BIN)/marsbench report $(DEMO) > /dev/null
 	@echo "figure: $(DEMO)/figures/latency_vs_load.png"
 
 check: .venv/dev            ## style, types, layers, tests
