@@ -1,0 +1,1 @@
+"""Live engines: real servers over HTTP, on the wall clock, with the records of the simulator."""

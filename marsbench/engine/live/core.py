@@ -1,0 +1,307 @@
+"""An engine core whose steps happen elsewhere: turns go out over HTTP, events come back.
+
+What a client can know, and what it cannot:
+
+====================  ============================================================================
+GPU_SUBMIT            measured: when the request was handed over for sending
+GPU_FIRST_TOKEN       measured: when the first bytes of the first token's event arrived
+GPU_END               measured: when the last token arrived. ``cached_tokens`` is the server's count;
+                      ``prefilled`` = prompt - cached; ``recomputed`` = what the session had computed
+                      before (whole blocks of its reusable prefix) and the server had not kept.
+                      Work done again after preemptions inside a turn is not visible
+GPU_SCHED_FIRST       first token minus the server's own schedule-to-first-token time, where the
+                      server reports it (vLLM: ``--enable-per-request-metrics``); the way over HTTP
+                      then counts as queueing. Else it is the submission, and queueing counts as
+                      prefill. Known, and told to policies, only when the turn ends
+GPU_PREEMPT, _RESUME  not visible; RUN_END has their number from the server's counters
+KV_STATS              polled; ``cached_blocks`` and ``evicted_blocks`` are not told: -1
+gpu_busy_ps           time in which at least one request was open
+====================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import aiohttp
+
+from marsbench.core import PS_PER_S, to_ps
+from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
+from marsbench.engine.live.client import Client, Completion, CompletionRequest, Hint
+from marsbench.engine.live.metrics import ServerMetrics, parse_metrics
+from marsbench.engine.live.prompts import Prompts
+from marsbench.errors import EngineError
+from marsbench.scheduler.base import EngineView, TurnView
+
+UNKNOWN = -1
+POLL_S = 0.5
+POLL_TIMEOUT_S = 5.0
+
+Hints = Callable[[Request], Mapping[str, Hint]]
+"""What a scheduler inside the server may know about a turn (sent as ``vllm_xargs``)."""
+
+
+class LiveListener(CoreListener, Protocol):
+    """The listener of a live core also hears of turns that failed."""
+
+    def on_failed(self, request: Request, at_ps: int, completion: Completion) -> None:
+        """The turn will not finish: the server refused it, broke off, or was silent too long."""
+        ...
+
+
+class OpenTurn:
+    """A turn that was sent and has not ended (``scheduler.base.TurnView``)."""
+
+    def __init__(self, request: Request, sequence: int, sent_ps: int, block_size: int) -> None:
+        self.request = request
+        self.session = request.session
+        self.turn_index = request.turn_index
+        self.session_arrival_s = request.session_arrival_ps / PS_PER_S
+        self.ready_s = sent_ps / PS_PER_S
+        self.sequence = sequence
+        self.prompt_tokens = request.prompt_tokens
+        self.num_preemptions = 0
+        self.last_scheduled_s = self.ready_s
+        self.completion = Completion()
+        self._block_size = block_size
+
+    @property
+    def generated_tokens(self) -> int:
+        """Output tokens that have arrived."""
+        return len(self.completion.token_ps)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt and output once tokens arrive; before, a client cannot know."""
+        generated = self.generated_tokens
+        return self.prompt_tokens + generated - 1 if generated else 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of what is computed."""
+        return -(-self.computed_tokens // self._block_size)
+
+
+class LiveView:
+    """The server as polling shows it (``scheduler.base.EngineView``)."""
+
+    pinned_blocks = 0
+    """Not told by any server."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.block_size = config.block_size
+        self.num_blocks = config.num_blocks
+        self.open: dict[int, OpenTurn] = {}
+        self.polled: ServerMetrics | None = None
+        """None where the server has no metrics: then occupancy is what open turns must hold."""
+
+    @property
+    def free_blocks(self) -> int:
+        """Unreferenced blocks when last asked."""
+        if self.polled is not None:
+            return round((1.0 - self.polled.kv_usage) * self.num_blocks)
+        return max(0, self.num_blocks - sum(turn.num_blocks for turn in self.open.values()))
+
+    @property
+    def running(self) -> Sequence[TurnView]:
+        """Open turns that do not wait."""
+        waiting = {turn.sequence for turn in self.waiting}
+        return [turn for turn in self.open.values() if turn.sequence not in waiting]
+
+    @property
+    def waiting(self) -> Sequence[TurnView]:
+        """As many as the server says, the latest of those without a token."""
+        if self.polled is None or not self.polled.waiting:
+            return []
+        silent = [turn for turn in self.open.values() if not turn.generated_tokens]
+        return silent[-self.polled.waiting :]
+
+    def cached_tokens(self, turn: TurnView) -> int:
+        """Only an engine could say."""
+        raise EngineError("a live server does not tell what a waiting turn would find cached")
+
+
+class LiveCore:
+    """Sends turns to a server. An ``engine.base.EngineCore`` without ``advance``: time passes by
+    itself. Use inside a running event loop.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        listener: LiveListener,
+        config: EngineConfig,
+        *,
+        prompts: Prompts,
+        wake: Callable[[], None],
+        hints: Hints | None = None,
+    ) -> None:
+        """``wake`` is called after every answer (the listener has been told by then)."""
+        self._server = LiveView(config)
+        self.view: EngineView = self._server
+        self.stats = CoreStats(evicted_blocks=UNKNOWN)
+        self.completions: list[tuple[Request, Completion]] = []
+        """Every turn with its answer, in order of end."""
+        self._client = client
+        self._listener = listener
+        self._config = config
+        self._prompts = prompts
+        self._wake = wake
+        self._hints = hints
+        self._sequence = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._before: ServerMetrics | None = None
+        self._accounted_ps = 0
+        self.broken: BaseException | None = None
+        """What made a turn's task fail; the run stops with it."""
+        self.gathered = ServerMetrics()
+        """Counters of the server since ``open``, as of the last poll."""
+
+    # ---- EngineCore
+
+    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """As in the virtual engines; the server's own sizes once it has told them."""
+        blocks = -(-(prompt_tokens + output_tokens - 1) // self._server.block_size)
+        fits_model = prompt_tokens + output_tokens <= self._config.max_model_len
+        return fits_model and blocks <= self._server.num_blocks
+
+    def submit(self, request: Request) -> None:
+        """Send a turn."""
+        now_ps = self._client.clock.now_ps()
+        self._account(now_ps)
+        turn = OpenTurn(request, self._sequence, now_ps, self._server.block_size)
+        self._server.open[self._sequence] = turn
+        self._sequence += 1
+        prompt = self._prompts.compose(request)
+        task = asyncio.create_task(self._run(turn, prompt.tolist()))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def advance(self, now_ps: int, limit_ps: int) -> int:
+        """Time passes by itself here: the virtual-time loop cannot drive a server."""
+        raise EngineError("a live server runs on the wall clock; use marsbench.engine.live")
+
+    def session_ended(self, session: int) -> None:
+        """Drop its context."""
+        self._prompts.forget(session)
+
+    def cached_blocks(self) -> int:
+        """Not told by any server."""
+        return UNKNOWN
+
+    def idle(self) -> bool:
+        """Nothing is open."""
+        return not self._server.open
+
+    def check_integrity(self) -> None:
+        """Every turn that was sent has ended."""
+        assert self.idle(), "turns are still open"
+        assert len(self.completions) == self._sequence, "turns were lost"
+
+    # ---- around a run
+
+    async def open(self) -> None:
+        """Ask the server for its sizes and the state of its counters."""
+        self._before = await self.poll()
+        if self._before is not None and self._before.num_blocks:
+            self._server.num_blocks = self._before.num_blocks
+            self._server.block_size = self._before.block_size
+
+    def begin(self) -> None:
+        """The run starts now: the clock has just been set to zero."""
+        self._accounted_ps = 0
+
+    async def poll(self) -> ServerMetrics | None:
+        """Read ``/metrics`` now; None if the server has none or does not answer."""
+        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
+        try:
+            async with self._client.http.get(
+                f"{self._client.url}/metrics", timeout=timeout
+            ) as reply:
+                polled = parse_metrics(await reply.read()) if reply.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+        if polled is not None:
+            self._account(self._client.clock.now_ps())
+            self._server.polled = polled
+            if self._before is not None:
+                self.gathered = polled.since(self._before)
+                self.stats.steps = self.gathered.steps
+                self.stats.preemptions = self.gathered.preemptions
+        return polled
+
+    async def keep_polling(self) -> None:
+        """Poll until cancelled, if the server has metrics at all (see ``open``)."""
+        while self._before is not None:
+            await self.poll()
+            await asyncio.sleep(POLL_S)
+
+    async def close(self) -> None:
+        """Break off what is still open."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- a turn
+
+    async def _run(self, turn: OpenTurn, prompt: list[int]) -> None:
+        request = turn.request
+        sent = CompletionRequest(
+            prompt=prompt,
+            output_tokens=request.output_tokens,
+            session_id=str(request.session),
+            priority=request.priority,
+            hints=self._hints(request) if self._hints is not None else {},
+        )
+        await self._client.complete(
+            sent,
+            on_first=lambda at: self._listener.on_first_token(request, at),
+            into=turn.completion,
+        )
+        self._account(self._client.clock.now_ps())
+        del self._server.open[turn.sequence]
+        self._finish(turn)
+        self._wake()
+
+    def _finish(self, turn: OpenTurn) -> None:
+        request, done = turn.request, turn.completion
+        self.completions.append((request, done))
+        if not done.ok or done.first_ps < 0:
+            if done.ok:
+                done.status = "error"
+                done.problems.append("the server answered without a single token")
+            self._listener.on_failed(request, done.end_ps, done)
+            return
+        self._prompts.answered(request, done.token_ids)
+        cached = min(done.cached_tokens or 0, request.prompt_tokens)
+        prefilled = request.prompt_tokens - cached
+        recomputed = 0
+        if request.turn_index > 0:
+            size = self._server.block_size
+            recomputed = max(0, (request.reused_tokens - 1) // size * size - cached)
+        request.output_tokens = done.output_tokens
+        submitted_ps = to_ps(turn.ready_s)
+        sched_ps = submitted_ps
+        if done.prefill_s is not None:
+            sched_ps = max(submitted_ps, done.first_ps - to_ps(done.prefill_s))
+        self._listener.on_scheduled_first(request, sched_ps, cached, prefilled)
+        self._listener.on_finished(
+            request, done.end_ps, prefilled=prefilled, recomputed=recomputed, cached=cached
+        )
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.broken = task.exception()
+            self._wake()
+
+    def _account(self, now_ps: int) -> None:
+        """Integrate busy time and held blocks up to now."""
+        span_ps = now_ps - self._accounted_ps
+        if self._server.open:
+            self.stats.busy_ps += span_ps
+        held = self._server.num_blocks - self._server.free_blocks
+        self.stats.referenced_block_ps += held * span_ps
+        self._accounted_ps = now_ps

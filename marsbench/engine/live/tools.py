@@ -1,0 +1,79 @@
+"""Lets the driver treat tools that really run like a tool model in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from marsbench.engine.live.clock import Clock
+from marsbench.tools.base import Outcome, ToolDemand
+from marsbench.tools.executor import ToolExecutor
+
+
+class RunningTools:
+    """A ``tools.base.ToolModel`` over a ``ToolExecutor``: calls end when they end.
+
+    ``next_completion_ps`` knows only calls that have ended; ``wake`` is called when one does.
+    """
+
+    def __init__(self, executor: ToolExecutor, clock: Clock, wake: Callable[[], None]) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._wake = wake
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ended: list[tuple[int, Outcome]] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._busy_core_ps = 0
+        self.broken: BaseException | None = None
+        """What made a call fail in a way that is not the tool's own; the run stops with it."""
+
+    def start(self, handle: int, demand: ToolDemand, now_ps: int) -> None:
+        """Begin a call now."""
+        assert handle not in self._tasks, f"tool call {handle} runs already"
+        self._tasks[handle] = asyncio.create_task(self._run(handle, demand))
+        self._tasks[handle].add_done_callback(self._check)
+
+    async def _run(self, handle: int, demand: ToolDemand) -> None:
+        execution = await self._executor.run(demand)
+        outcome = Outcome(self._clock.now_ps(), execution.cpu_ps, execution.timed_out)
+        self._busy_core_ps += execution.cpu_ps
+        self._ended.append((handle, outcome))
+        self._wake()
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.broken = task.exception()
+            self._wake()
+
+    def next_completion_ps(self) -> int | None:
+        """End of the first call that ended and was not popped."""
+        return self._ended[0][1].at_ps if self._ended else None
+
+    def pop_completed(self, now_ps: int) -> list[int]:
+        """Handles of the calls that ended up to now."""
+        due = [entry for entry in self._ended if entry[1].at_ps <= now_ps]
+        self._ended = [entry for entry in self._ended if entry[1].at_ps > now_ps]
+        self._outcomes = dict(due)
+        for handle in self._outcomes:
+            del self._tasks[handle]
+        return list(self._outcomes)
+
+    def outcome(self, handle: int) -> Outcome:
+        """How a call of the latest ``pop_completed`` ended."""
+        return self._outcomes[handle]
+
+    @property
+    def running(self) -> int:
+        """Calls started and not yet popped."""
+        return len(self._tasks)
+
+    def busy_core_ps(self, now_ps: int) -> int:
+        """CPU time of the calls that have ended; what running ones used comes when they end."""
+        return self._busy_core_ps
+
+    async def cancel(self) -> None:
+        """Break off what still runs."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
