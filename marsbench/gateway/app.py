@@ -1,0 +1,311 @@
+"""The gateway as an ASGI application: routes, start, background work, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from marsbench.admission.base import FirstReplica
+from marsbench.core import PolicyContext
+from marsbench.errors import ConfigError
+from marsbench.events import Status
+from marsbench.gateway.backends import Backend, Pool
+from marsbench.gateway.bus import EventBus, EventSink, WallClock, listeners_of
+from marsbench.gateway.control import ControlPlane
+from marsbench.gateway.endpoints import Completions, Models, SessionEnd, ToolEndpoints
+from marsbench.gateway.guard import Guard
+from marsbench.gateway.meters import Meters
+from marsbench.gateway.problems import ApiProblem, error_body
+from marsbench.gateway.proxy import Proxy, TurnObserver
+from marsbench.gateway.recorder import Recorder
+from marsbench.gateway.routing import StickyLeastLoaded
+from marsbench.gateway.sessions import LiveSession
+from marsbench.gateway.settings import GatewaySettings
+from marsbench.gateway.slots import ToolSlots
+from marsbench.gateway.stream import Publisher
+from marsbench.gateway.telemetry import FleetView, ReplicaView, Shared
+from marsbench.system import Policies, System
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+REAP_S = 1.0
+API_ROUTES = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+}
+
+
+class Gateway:
+    """Everything of one running gateway. ``app`` is what a server runs."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        system: System,
+        context: PolicyContext,
+        *,
+        clock: WallClock | None = None,
+    ) -> None:
+        if system.clairvoyant is not None:
+            raise ConfigError(
+                f"system {system.name!r} knows the future of a recorded workload; a gateway cannot "
+                "run it (choose another --system)"
+            )
+        self.settings = settings
+        self.clock = clock or WallClock()
+        self.meters = Meters()
+        self.bus: EventBus
+        self.control: ControlPlane
+        self.pool: Pool
+        self.slots: ToolSlots
+        self.proxy: Proxy
+        self.recorder: Recorder | None = None
+        if settings.record is not None:
+            self.recorder = Recorder(settings.record, append=settings.append)
+        self.publisher: Publisher | None = None
+        self._system = system
+        self._context = context
+        self._work: list[asyncio.Task[None]] = []
+        self._starlette = Starlette(
+            routes=self._routes(),
+            lifespan=self._lifespan,
+            exception_handlers={
+                HTTPException: _http_problem,
+                ApiProblem: _api_problem,
+                Exception: _server_problem,
+            },
+        )
+        self.guard = Guard(self._starlette, settings, self.meters, self.clock.now_s)
+        self.app = self.guard
+
+    @property
+    def idle(self) -> bool:
+        """True if no turn is in flight and no tool call waits."""
+        return not self.proxy.in_flight and not self.slots.queued
+
+    # --- start and end -----------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            try:
+                yield
+            finally:
+                await self._stop()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Build the parts once the backends have said what they are."""
+        settings = self.settings
+        self.slots = ToolSlots(Policies().tools, settings.waits.lease_s)
+        shared = Shared({}, self.slots, settings.tool_cores)
+        backends = [
+            await self._backend(index, url, shared, stack)
+            for index, url in enumerate(settings.backends)
+        ]
+        views = [backend.view for backend in backends]
+        probe = Pool(settings, backends, StickyLeastLoaded(), self.clock)
+        await probe.check()
+        await probe.read_telemetry()
+        policies = self._policies(views)
+        self.slots = shared.tools = ToolSlots(policies.tools, settings.waits.lease_s)
+        self.pool = Pool(settings, backends, policies.routing, self.clock)
+        fleet = FleetView(views, shared)
+        self.bus = EventBus(self.clock, listeners_of(policies), self._sinks(shared))
+        self.control = ControlPlane(
+            policies,
+            fleet,
+            shared,
+            self.bus,
+            self.pool.route,
+            admission_s=settings.waits.admission_s,
+        )
+        self.slots.attach(self.control)
+        self.proxy = Proxy(
+            settings,
+            self.control,
+            self.pool,
+            self.meters,
+            priority=self._priority,
+            observers=self._observers(),
+        )
+        self._gauges()
+        for work in (self._check_health(), self._read_telemetry(), self._reap()):
+            self._work.append(asyncio.create_task(work))
+
+    async def _stop(self) -> None:
+        for work in self._work:
+            work.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+        for session in list(self.control.table.sessions.values()):
+            self.control.end(session, Status.OK)
+        self.control.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        if self.publisher is not None:
+            self.publisher.close()
+
+    async def _backend(
+        self, index: int, url: str, shared: Shared, stack: contextlib.AsyncExitStack
+    ) -> Backend:
+        waits = self.settings.waits
+        client = httpx.AsyncClient(
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            timeout=httpx.Timeout(waits.upstream_read_s, connect=waits.connect_s, pool=None),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0
+            ),
+            trust_env=False,
+        )
+        await stack.enter_async_context(client)
+        view = ReplicaView(index, shared, self._context.num_blocks, self._context.block_size)
+        return Backend(index, url, client, view, is_vllm=self.settings.engine == "vllm")
+
+    def _policies(self, views: Sequence[ReplicaView]) -> Policies:
+        """The system's policies, told what the backends said about their memory."""
+        context = dataclasses.replace(
+            self._context,
+            num_blocks=sum(view.num_blocks for view in views),
+            block_size=views[0].block_size,
+            tool_cores=self.settings.tool_cores,
+            params=dict(self.settings.params),
+        )
+        policies = self._system.build(context)
+        if isinstance(policies.routing, FirstReplica):
+            policies.routing = StickyLeastLoaded()
+        return policies
+
+    def _sinks(self, shared: Shared) -> list[EventSink]:
+        sinks: list[EventSink] = []
+        if self.settings.publish:
+            self.publisher = Publisher(self.settings.publish, shared.active)
+            sinks.append(self.publisher)
+        if self.recorder is not None:
+            sinks.append(self.recorder)
+        return sinks
+
+    def _observers(self) -> list[TurnObserver]:
+        if self.recorder is None:
+            return []
+        self.control.ended.append(self.recorder.ended)
+        return [self.recorder]
+
+    def _priority(self, session: LiveSession) -> int | None:
+        """VLLM's per-request priority under the system, where its engine knows priorities."""
+        if self._system.engine.get("policy") != "priority":
+            return None
+        if self._system.priority == "session_arrival":
+            top = session
+            while top.parent is not None:
+                top = top.parent
+            return top.arrival_ps // 1_000_000_000  # milliseconds: vLLM's priority is an integer
+        if self._system.priority == "continuation_first":
+            return 0 if session.turn_index else 1
+        return 0
+
+    # --- background --------------------------------------------------------------------------
+
+    async def _check_health(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.waits.health_s)
+            await self.pool.check()
+
+    async def _read_telemetry(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.waits.telemetry_s)
+            await self.pool.read_telemetry()
+            self.control.ask()
+            self.slots.dispatch()
+            if self.publisher is not None:
+                self.publisher.beat(self.clock.now_ps())
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(min(REAP_S, self.settings.waits.session_idle_s / 2))
+            self.slots.expire()
+            self.control.reap(self.settings.waits.session_idle_s)
+            self.proxy.drop_stalled(self.settings.limits.send_s)
+            if self.recorder is not None:
+                await asyncio.to_thread(self.recorder.sync)
+
+    # --- routes ------------------------------------------------------------------------------
+
+    def _routes(self) -> list[Route]:
+        routes = []
+        for prefix in ("", "/s/{session_id}"):
+            for path, api in API_ROUTES.items():
+                routes.append(Route(prefix + path, Completions(self, api), methods=["POST"]))
+            routes.append(Route(prefix + "/v1/models", Models(self), methods=["GET"]))
+        tools = ToolEndpoints(self)
+        routes += [
+            Route("/v1/sessions/{session_id}/end", SessionEnd(self), methods=["POST"]),
+            Route("/v1/tools/acquire", tools.acquire, methods=["POST"]),
+            Route("/v1/tools/renew", tools.renew, methods=["POST"]),
+            Route("/v1/tools/release", tools.release, methods=["POST"]),
+            Route("/metrics", self._metrics),
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+        ]
+        return routes
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.meters.page(), media_type="text/plain; version=0.0.4")
+
+    async def _health(self, request: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type=JSON)
+
+    async def _ready(self, request: Request) -> Response:
+        if self.guard.draining:
+            return Response(error_body(503, "draining"), 503, media_type=JSON)
+        if not self.pool.healthy:
+            return Response(error_body(503, "no backend is healthy"), 503, media_type=JSON)
+        return Response(b'{"status":"ready"}', media_type=JSON)
+
+    def _gauges(self) -> None:
+        gauge = self.meters.gauge
+        control, fleet = self.control, self.control.fleet
+        gauge("pending_turns", "Turns that wait for admission.", lambda: control.num_pending)
+        gauge("turns_in_flight", "Requests being served.", lambda: len(self.proxy.in_flight))
+        gauge("active_sessions", "Admitted, unfinished sessions.", lambda: len(fleet.active))
+        gauge("sessions", "Unfinished sessions.", lambda: len(control.table.sessions))
+        gauge("tools_running", "Tool calls that run.", lambda: self.slots.running)
+        gauge("tools_queued", "Tool calls that wait for a slot.", lambda: self.slots.queued)
+        gauge("healthy_backends", "Backends that get turns.", lambda: len(self.pool.healthy))
+        gauge("kv_free_blocks", "Free KV blocks of all backends.", lambda: fleet.free_blocks)
+        gauge("kv_blocks", "KV blocks of all backends.", lambda: fleet.num_blocks)
+        gauge("prefix_cache_hit_rate", "Of recent turns.", lambda: fleet.prefix_cache_hit_rate)
+        gauge("policy_overrides", "Turns let in against the policy.", lambda: control.overrides)
+        gauge("lease_expiries", "Tool leases that ran out.", lambda: self.slots.expired)
+        recorder = self.recorder
+        if recorder is not None:
+            gauge("recorded_sessions", "Sessions in the trace.", lambda: recorder.num_sessions)
+            gauge("record_failures", "Sessions not written.", lambda: recorder.failures)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    return Response(error_body(error.status_code, text), error.status_code, media_type=JSON)
+
+
+async def _api_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiProblem)
+    headers = {k.decode(): v.decode() for k, v in error.headers()}
+    headers["connection"] = "close"  # the request's body may not have been read
+    return Response(error.body(), error.status, headers)
+
+
+async def _server_problem(request: Request, error: Exception) -> Response:
+    return Response(error_body(500, "the gateway failed; see its log"), 500, media_type=JSON)

@@ -1,0 +1,226 @@
+"""The gateway's endpoints: completions through the proxy, models, session ends, tool slots."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marsbench.core import to_s
+from marsbench.events import Status
+from marsbench.gateway.backends import PROBE_S
+from marsbench.gateway.classify import classify
+from marsbench.gateway.exchange import Exchange, Message, Receive, Send, upstream_headers
+from marsbench.gateway.guard import Scope, read_body
+from marsbench.gateway.identity import identify
+from marsbench.gateway.problems import ApiProblem, as_openai
+from marsbench.gateway.prompt import read_prompt
+from marsbench.gateway.reply import MAX_NAME_CHARS
+from marsbench.gateway.sessions import LiveSession
+from marsbench.gateway.slots import Lease
+
+if TYPE_CHECKING:
+    from marsbench.gateway.app import Gateway
+
+JSON = "application/json"
+
+
+class Completions:
+    """POST of one completions API: a turn of a session."""
+
+    def __init__(self, gateway: Gateway, api: str) -> None:
+        self._gateway = gateway
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = self._gateway
+        raw = await read_body(scope, receive, gateway.settings.limits)
+        if gateway.guard.draining:
+            raise ApiProblem(503, "the gateway is shutting down", code="draining", retry_after_s=5)
+        body = _decode(raw)
+        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
+        identity = identify(
+            scope["path_params"].get("session_id", ""),
+            dict(headers),
+            body,
+            scope["marsbench.key"],
+            session_per_key=gateway.settings.session_per_key,
+        )
+        prompt = read_prompt(self._api, body)
+        control = gateway.control
+        client = scope["marsbench.client"]
+        session, _ = control.table.resolve(client, identity, prompt, gateway.clock.now_ps())
+        exchange = Exchange(
+            api=self._api,
+            headers=headers,
+            body=body,
+            raw=raw,
+            prompt=prompt,
+            identity=identity,
+            session=session,
+            send=send,
+            clock=gateway.clock.now_s,
+        )
+        control.ready(session, prompt)
+        await gateway.proxy.run(exchange, receive)
+
+
+class Models:
+    """GET /v1/models: what a healthy backend serves."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = self._gateway
+        headers = [(b"content-type", JSON.encode())]
+        for index in gateway.pool.healthy:
+            backend = gateway.pool.backends[index]
+            given = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
+            kept = upstream_headers(
+                given, gateway.settings.upstream_key, own_auth=bool(gateway.settings.tokens)
+            )
+            try:
+                answer = await backend.client.get("/v1/models", headers=kept, timeout=PROBE_S)
+            except httpx.TransportError as error:
+                gateway.pool.failed(index, type(error).__name__)
+                continue
+            data = answer.content
+            data = data if answer.status_code == 200 else as_openai(answer.status_code, data)
+            await _reply(send, answer.status_code, headers, data)
+            return
+        raise ApiProblem(503, "no backend is available", code="no_backend", retry_after_s=PROBE_S)
+
+
+class SessionEnd:
+    """POST /v1/sessions/<id>/end: the client says that the task is over."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = self._gateway
+        raw = await read_body(scope, receive, gateway.settings.limits)
+        failed = bool(raw) and _decode(raw).get("status") in {"error", "failed"}
+        session = _session(gateway, scope, scope["path_params"]["session_id"])
+        if session.in_flight:
+            raise ApiProblem(409, "the session has a turn in flight", code="session_busy")
+        turns = session.turns_sent
+        gateway.control.end(session, Status.ERROR if failed else Status.OK)
+        answer = {"session_id": session.session_id, "turns": turns, "ended": True}
+        await _reply(send, 200, [(b"content-type", JSON.encode())], msgspec.json.encode(answer))
+
+
+class ToolEndpoints:
+    """POST /v1/tools/{acquire,renew,release}."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def acquire(self, request: Request) -> Response:
+        """Wait for a slot; the reply is the lease."""
+        gateway = self._gateway
+        body = await self._body(request)
+        session = _session(gateway, dict(request.scope), _text(body, "session_id"))
+        name = _text(body, "name")[:MAX_NAME_CHARS]
+        tool_class = body.get("tool_class")
+        kind = tool_class[:MAX_NAME_CHARS] if isinstance(tool_class, str) else classify(name)
+        lease_s, timeout_s = _seconds(body, "lease_s"), _seconds(body, "timeout_s")
+        wait = asyncio.create_task(gateway.slots.acquire(session, name, kind, lease_s))
+        gone = asyncio.create_task(_disconnected(request.receive))
+        done, _ = await asyncio.wait(
+            {wait, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        gone.cancel()
+        if wait not in done:
+            wait.cancel()
+            await asyncio.wait({wait})
+            if gone in done:
+                raise ApiProblem(499, "the client went away")
+            raise ApiProblem(
+                503, f"no slot within {timeout_s:g} s", code="no_slot", retry_after_s=1
+            )
+        return self._answer(wait.result())
+
+    async def renew(self, request: Request) -> Response:
+        """Give a lease more time."""
+        body = await self._body(request)
+        return self._answer(
+            self._gateway.slots.renew(_text(body, "lease"), _seconds(body, "lease_s"))
+        )
+
+    async def release(self, request: Request) -> Response:
+        """The call is over."""
+        body = await self._body(request)
+        lease = self._gateway.slots.release(
+            _text(body, "lease"),
+            error=body.get("error") is True,
+            cpu_s=_seconds(body, "cpu_s") or 0.0,
+        )
+        return self._answer(lease)
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        limits = self._gateway.settings.limits
+        return _decode(await read_body(dict(request.scope), request.receive, limits))
+
+    def _answer(self, lease: Lease) -> Response:
+        now_ps = self._gateway.clock.now_ps()
+        answer = {
+            "lease": lease.lease_id,
+            "session_id": lease.owner.session_id,
+            "waited_s": to_s(lease.started_ps - lease.queued_ps),
+            "held_s": to_s(now_ps - lease.started_ps),
+            "expires_s": max(0.0, to_s(lease.until_ps - now_ps)),
+        }
+        return Response(msgspec.json.encode(answer), media_type=JSON)
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiProblem(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise ApiProblem(400, "the body is nested too deeply", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiProblem(400, "the body must be a JSON object", code="invalid_json")
+    return body
+
+
+def _session(gateway: Gateway, scope: Scope, session_id: str) -> LiveSession:
+    session = gateway.control.table.find(scope["marsbench.client"], session_id)
+    if session is None or session.phase == "new":
+        raise ApiProblem(404, f"session {session_id!r}: unknown or ended", code="no_session")
+    return session
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise ApiProblem(400, f"{name}: expected a non-empty string")
+    return value
+
+
+def _seconds(body: dict[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ApiProblem(400, f"{name}: expected seconds, a number >= 0")
+    return float(value)
+
+
+async def _reply(send: Send, status: int, headers: list[tuple[bytes, bytes]], data: bytes) -> None:
+    length = (b"content-length", str(len(data)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    message: Message = {"type": "http.response.body", "body": data}
+    await send(message)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,287 @@
+"""What a backend answers, observed as it passes: token counts, tool calls, digests. No text kept."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from marsbench.gateway.prompt import ReplyPrint, digest
+
+MAX_NAME_CHARS = 64
+COMMAND_CHARS = 400
+"""Start of a shell tool's arguments, kept until its class is known."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One tool call of a reply."""
+
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """Only its first COMMAND_CHARS."""
+    arguments_bytes: int = 0
+    hasher: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    def add_arguments(self, text: str) -> None:
+        """Take a fragment in."""
+        data = text.encode("utf-8", "surrogatepass")
+        self.arguments_bytes += len(data)
+        self.hasher.update(data)
+        if len(self.arguments) < COMMAND_CHARS:
+            self.arguments = (self.arguments + text)[:COMMAND_CHARS]
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Message | None = None
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+
+
+class _Item(msgspec.Struct):
+    type: str = ""
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    content: list[dict[str, Any]] | None = None
+
+
+class _Response(msgspec.Struct):
+    id: str | None = None
+    output: list[_Item] | None = None
+    usage: _Usage | None = None
+    status: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """Union of a chat or completion object, its stream chunks, and Responses events."""
+
+    id: str | None = None
+    object: str | None = None
+    type: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    delta: Any = None
+    item: _Item | None = None
+    response: _Response | None = None
+    output: list[_Item] | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Chunk)
+
+
+class Reply:
+    """Reads one response, whole or in stream events."""
+
+    def __init__(self) -> None:
+        self.response_id = ""
+        self.prompt_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.finish_reason = ""
+        self.calls: dict[int, Call] = {}
+        self.text_bytes = 0
+        self.reasoning_bytes = 0
+        self.events = 0
+        """Stream events that carried output."""
+        self.garbage = 0
+        """Events or bodies that could not be read."""
+        self.error = ""
+        self._text = hashlib.blake2b(digest_size=16)
+
+    @property
+    def output_bytes(self) -> int:
+        """All of the output."""
+        calls = sum(len(call.name) + call.arguments_bytes for call in self.calls.values())
+        return self.text_bytes + self.reasoning_bytes + calls
+
+    def print(self) -> ReplyPrint:
+        """How a later prompt would carry it, if verbatim."""
+        calls = tuple((c.call_id, c.name, c.hasher.digest()) for c in self.calls.values())
+        return ReplyPrint(self._text.digest(), calls)
+
+    def feed(self, data: bytes) -> bool:
+        """Take in a body or the data of an event; True if this is only the token counts."""
+        try:
+            chunk = _DECODER.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.garbage += 1
+            return False
+        if chunk.error is not None:
+            self.error = "the backend reported an error"
+        before = self.output_bytes
+        if chunk.type is not None and chunk.choices is None:
+            self._responses_event(chunk)
+        else:
+            self.response_id = chunk.id or self.response_id
+            for choice in chunk.choices or ():
+                self._choice(choice)
+            for item in chunk.output or ():
+                self._item(item)
+            self._usage(chunk.usage)
+        if self.output_bytes > before:
+            self.events += 1
+        return chunk.usage is not None and chunk.choices == []
+
+    def _choice(self, choice: _Choice) -> None:
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        if choice.text:
+            self._add_text(choice.text)
+        for message in (choice.delta, choice.message):
+            if message is None:
+                continue
+            if message.content:
+                self._add_text(message.content)
+            self.reasoning_bytes += len(message.reasoning_content or message.reasoning or "")
+            for position, given in enumerate(message.tool_calls or ()):
+                number = position if given.index is None else given.index
+                self._call(choice.index * 1000 + number, given)
+
+    def _call(self, key: int, given: _ToolCall) -> None:
+        call = self.calls.setdefault(key, Call())
+        call.call_id = given.id or call.call_id
+        if given.function is None:
+            return
+        if given.function.name:
+            call.name = (call.name + given.function.name)[:MAX_NAME_CHARS]
+        arguments = given.function.arguments
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        if arguments:
+            call.add_arguments(arguments)
+
+    def _responses_event(self, chunk: _Chunk) -> None:
+        kind = chunk.type or ""
+        if kind == "response.output_text.delta" and isinstance(chunk.delta, str):
+            self._add_text(chunk.delta)
+        elif kind.startswith("response.reasoning") and isinstance(chunk.delta, str):
+            self.reasoning_bytes += len(chunk.delta)
+        elif kind == "response.output_item.done" and chunk.item is not None:
+            if chunk.item.type == "function_call":
+                self._item(chunk.item)
+        elif chunk.response is not None:
+            self.response_id = chunk.response.id or self.response_id
+            if kind in {"response.completed", "response.incomplete", "response.failed"}:
+                self.finish_reason = chunk.response.status or kind.rpartition(".")[2]
+                self._usage(chunk.response.usage)
+        if kind in {"error", "response.failed"}:
+            self.error = "the backend reported an error"
+
+    def _item(self, item: _Item) -> None:
+        """An output item of the Responses API."""
+        if item.type == "function_call":
+            call = Call(item.call_id or item.id or "", (item.name or "")[:MAX_NAME_CHARS])
+            call.add_arguments(item.arguments or "")
+            self.calls[len(self.calls)] = call
+        elif item.type == "message":
+            for part in item.content or ():
+                text = part.get("text")
+                if isinstance(text, str):
+                    self._add_text(text)
+        elif item.type == "reasoning":
+            self.reasoning_bytes += len(msgspec.json.encode(item.content or ()))
+
+    def _usage(self, usage: _Usage | None) -> None:
+        if usage is None:
+            return
+        prompt = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+        output = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
+        details = usage.prompt_tokens_details or usage.input_tokens_details
+        self.prompt_tokens = prompt if prompt is not None else self.prompt_tokens
+        self.output_tokens = output if output is not None else self.output_tokens
+        if details is not None and details.cached_tokens is not None:
+            self.cached_tokens = details.cached_tokens
+
+    def _add_text(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
+        self.text_bytes += len(data)
+        self._text.update(data)
+
+
+class EventSplitter:
+    """Cuts a server-sent stream into events, whatever way the network cut it."""
+
+    def __init__(self, max_bytes: int = 8 << 20) -> None:
+        self._rest = b""
+        self._max_bytes = max_bytes
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Complete events, with the blank line that ends them."""
+        self._rest += data
+        found = []
+        while True:
+            end = _event_end(self._rest)
+            if end < 0:
+                if len(self._rest) > self._max_bytes:
+                    found.append(self._rest)
+                    self._rest = b""
+                return found
+            found.append(self._rest[:end])
+            self._rest = self._rest[end:]
+
+    def flush(self) -> bytes:
+        """What came after the last complete event."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def event_data(event: bytes) -> bytes:
+    """The payload of an event: its data lines joined; empty for comments and ``[DONE]``."""
+    if event.startswith(b"data: ") and event.find(b"\n", 6) >= len(event) - 2:
+        data = event[6:].strip()
+    else:
+        lines = [line[5:].lstrip(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+        data = b"\n".join(lines)
+    return b"" if data == b"[DONE]" else data
+
+
+def _event_end(data: bytes) -> int:
+    """Index after the first blank line; -1 if there is none yet."""
+    plain = data.find(b"\n\n")
+    dos = data.find(b"\r\n\r\n")
+    if dos >= 0 and (plain < 0 or dos < plain):
+        return dos + 4
+    return plain + 2 if plain >= 0 else -1
+
+
+def text_digest(text: str) -> bytes:
+    """Digest of a reply's text, as ``ReplyPrint.text``."""
+    return digest(text.encode("utf-8", "surrogatepass"))

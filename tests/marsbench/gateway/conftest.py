@@ -1,0 +1,142 @@
+"""A gateway on a real socket with fake backends behind it, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+import uvicorn
+
+from marsbench.core import PolicyContext
+from marsbench.gateway.app import Gateway
+from marsbench.gateway.fake_backend import FakeBackend
+from marsbench.gateway.server import make_server
+from marsbench.gateway.settings import GatewaySettings, Limits, Waits
+from marsbench.system import System
+
+CONTEXT = PolicyContext(
+    num_blocks=500,
+    block_size=16,
+    max_num_batched_tokens=8192,
+    max_num_seqs=256,
+    tool_cores=0,
+    prefill_tokens_per_s=10_000.0,
+)
+STOCK = System(name="vllm", summary="stock")
+
+
+def listen() -> socket.socket:
+    """A bound socket of this machine."""
+    found = socket.socket()
+    found.bind(("127.0.0.1", 0))
+    found.listen(256)
+    return found
+
+
+@dataclass
+class Rig:
+    """A running gateway, its backends and a client."""
+
+    gateway: Gateway
+    backends: list[FakeBackend]
+    client: httpx.AsyncClient
+    url: str
+    server: object
+    backend_servers: list[uvicorn.Server] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+
+    async def chat(self, messages, *, session="", stream=False, headers=None, **extra):
+        """One chat request; the whole answer."""
+        body = {"model": "fake", "messages": messages, "stream": stream, **extra}
+        if session:
+            body["session_id"] = session
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    def events(self, *kinds):
+        """(kind name, session, turn) of the log so far, in order."""
+        rows = self.gateway.bus.log.to_numpy()
+        return [(int(r[1]), int(r[2]), int(r[3])) for r in rows if not kinds or r[1] in kinds]
+
+
+async def start_backend(app: FakeBackend, sock: socket.socket):
+    """Serve a fake backend."""
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="off", log_level="critical", access_log=False
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve(sockets=[sock]))
+    await until(lambda: server.started)
+    return server, task
+
+
+async def stop(server, task):
+    """Stop a server as a crash would: nothing is waited for."""
+    server.should_exit = server.force_exit = True
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await task
+
+
+@contextlib.asynccontextmanager
+async def run_rig(
+    *plans, system=STOCK, backends=None, limits=None, waits=None, headers=None, **settings
+):
+    """A gateway over one backend per plan (or the given backends)."""
+    fakes = (
+        list(backends)
+        if backends is not None
+        else [FakeBackend(plan=plan) for plan in plans] or [FakeBackend()]
+    )
+    sockets = [listen() for _ in fakes]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    running = [await start_backend(f, s) for f, s in zip(fakes, sockets, strict=True)]
+    gateway_socket = listen()
+    waits = {"telemetry_s": 0.05, "health_s": 0.1, "session_idle_s": 30.0, **(waits or {})}
+    made = GatewaySettings(
+        backends=tuple(f"http://127.0.0.1:{port}" for port in ports),
+        limits=Limits(**(limits or {})),
+        waits=Waits(**waits),
+        **settings,
+    )
+    gateway = Gateway(made, system, CONTEXT)
+    server = make_server(gateway)
+    task = asyncio.create_task(server._serve(sockets=[gateway_socket]))
+    await until(lambda: server.started or task.done())
+    if task.done():
+        task.result()
+    url = f"http://127.0.0.1:{gateway_socket.getsockname()[1]}"
+    async with httpx.AsyncClient(
+        base_url=url, timeout=20, headers=headers, trust_env=False
+    ) as client:
+        rig = Rig(gateway, fakes, client, url, server, [s for s, _ in running], ports)
+        try:
+            yield rig
+        finally:
+            await client.aclose()
+            server.should_exit = True
+            await task
+            for backend_server, backend_task in running:
+                await stop(backend_server, backend_task)
+
+
+@pytest.fixture
+def rig():
+    """``async with rig(plan, ..., system=...) as r`` inside ``asyncio.run``."""
+    return run_rig
+
+
+async def until(condition, timeout_s=5.0):
+    """Wait for a condition of the running system."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - of anything, not of an event
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def eventually():
+    """``await eventually(lambda: ...)``."""
+    return until
