@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
     "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),
     "list": ("marsbench.cli.listing:list_names", "List systems, workloads, engines, profiles, ..."),
+    "serve": ("marsbench.cli.serve:command", "Gateway: a system's policies before live engines."),
+    "record": ("marsbench.cli.record:command", "Gateway that writes a trace of live agents."),
     "doctor": ("marsbench.cli.doctor:doctor", "Say what this machine can run and what is missing."),
 }
 """Command -> (module:function or module:Typer app, one line of help), in order of help."""
