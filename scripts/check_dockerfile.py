@@ -4,7 +4,7 @@
     python scripts/check_dockerfile.py [--run] [DOCKERFILE]
 
 --run copies what the build stage copies into a scratch folder and runs the stage's RUN commands
-there as they stand, with ARG PREFIX pointing below it; then it starts the installed entry point.
+there as they stand, with ARG PREFIX pointing below it; then the installed entry point must find everything it needs (`doctor`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def run_install(stages: list[Stage], root: Path) -> None:
             print("+", command, flush=True)
             subprocess.run(["/bin/sh", "-c", command], cwd=source, env=env, check=True)
         entry = json.loads(stages[-1].values("ENTRYPOINT")[0])
-        subprocess.run([prefix / "bin" / entry[0], "--version"], check=True, cwd=scratch)
+        subprocess.run([prefix / "bin" / entry[0], "doctor"], check=True, cwd=scratch)
 
 
 def main() -> int:

@@ -150,6 +150,22 @@ def test_flags_replace_loads_of_a_file(cli, trace):
     assert [cell["rate_per_s"] for cell in json.loads(out)["cells"]] == [1.0]
 
 
+def test_policy_file_beside_the_user(cli, trace):
+    """A policy in the current folder is found by its dotted path, in worker processes too."""
+    Path("my_policy.py").write_text(
+        "from marsbench.admission.base import Unlimited\n"
+        "from marsbench.system import Policies, System\n"
+        "class Lifo(Unlimited):\n"
+        "    def admit(self, pending, view, now_s):\n"
+        "        return list(reversed(pending))\n"
+        "LIFO = System('lifo', 'latest first', lambda context: Policies(admission=Lifo()))\n"
+    )
+    arguments = [*RUN, "-w", trace, "-s", "my_policy.LIFO", "-s", "vllm"]
+    code, out, err = cli(*arguments, "--jobs", "2", "--json")
+    assert code == 0, err
+    assert [cell["system"] for cell in json.loads(out)["cells"]] == ["my_policy.LIFO", "vllm"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
     args = [arg for arg in given if arg != "--debug"]
+    sys.path.append(str(Path.cwd()))  # a policy file beside the user is found by its dotted path
     command = typer.main.get_command(app)
     try:
         code = command.main(args, prog_name="marsbench", standalone_mode=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from marsbench.experiment.wiring import (
     numbers,
     try_out,
 )
+from marsbench.registry import table
 from marsbench.system import System
 from marsbench.trace.workload import Workload
 
@@ -158,7 +159,7 @@ class Lab:
     def _find_capacity(self, spec: str, profile: str, tool_cores: int) -> Capacity:
         wanted = self.config.capacity
         sessions = self.sessions(spec, seed=wanted.seed, split="all", num=wanted.sessions)
-        setup = Setup.of(self.config, profile, tool_cores)
+        setup = self._yardstick(profile, tool_cores)
         inputs = {
             "workload": self.workload(spec).name,
             "sessions": sessions_digest(sessions),
@@ -234,7 +235,7 @@ class Lab:
     def _tune(self, cell: Cell) -> dict[str, Any]:
         chosen, system = self.systems[cell.system]
         point, wanted = cell.point, self.config.tuning
-        setup = Setup.of(self.config, point.profile, point.tool_cores)
+        setup = self._yardstick(point.profile, point.tool_cores)
         sessions = self.sessions(
             point.workload, seed=wanted.seed, split="tuning", num=wanted.sessions
         )
@@ -245,7 +246,7 @@ class Lab:
             "grid": grid,
             "sessions": sessions_digest(sessions),
             "arrivals": asdict(plan),
-            **self._inputs(setup, system.build.__module__.partition(".")[0]),
+            **self._inputs(setup, table("SYSTEMS").get(chosen.base, chosen.base).split(".")[0]),
         }
         found: dict[str, Any] | None = self.memo.get("tuning", inputs)
         if found is None:
@@ -283,6 +284,12 @@ class Lab:
     def measured_tunings(self) -> Mapping[tuple[str, str, str, int], dict[str, Any]]:
         """(system, workload, profile, tool cores) -> what tuning found, of those needed."""
         return self._tuned
+
+    def _yardstick(self, profile: str, tool_cores: int) -> Setup:
+        """Loads and tuned parameters are found in ``sim`` whatever engine the cells run on, so that
+        one load is one rate, and one system is the same system, on all of them.
+        """
+        return replace(Setup.of(self.config, profile, tool_cores), engine="sim")
 
     def _inputs(self, setup: Setup, *packages: str) -> dict[str, Any]:
         """What any simulation on a deployment depends on besides sessions and system."""

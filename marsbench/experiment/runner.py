@@ -224,7 +224,7 @@ def _look(path: Path, config: ExperimentConfig, *, resume: bool, overwrite: bool
         raise ConfigError(
             f"--out {path}: holds {foreign[0]!r}, which is no part of a run; choose another folder"
         )
-    if overwrite:
+    if overwrite or not _has_results(path):
         _clear(path)
         return _Before()
     if not resume:
@@ -233,7 +233,7 @@ def _look(path: Path, config: ExperimentConfig, *, resume: bool, overwrite: bool
             "--overwrite, or choose another folder"
         )
     if not (path / "config.yaml").is_file():
-        return _Before()
+        raise ConfigError(f"--resume: {path} has no config.yaml to compare with; use --overwrite")
     old = load_config([path / "config.yaml"])
     for key in ExperimentConfig.model_fields:
         if getattr(old, key) != getattr(config, key):
@@ -250,6 +250,11 @@ def _old_run_id(path: Path) -> str | None:
         return str(json.loads(text)["run_id"])
     except (OSError, ValueError, KeyError):
         return None  # killed before the first cell: nothing refers to the old id
+
+
+def _has_results(path: Path) -> bool:
+    """Whether any cell was finished; else the run was cut off while it prepared."""
+    return (path / "summary.json").is_file() or any((path / "cells").glob("*/cell.json"))
 
 
 def _is_complete(path: Path) -> bool:

@@ -128,6 +128,16 @@ def test_interrupt_keeps_finished_cells(run):
     assert [cell["system"] for cell in resumed.summary["cells"]] == ["vllm", "static"]
 
 
+def test_run_cut_off_before_its_first_cell_is_no_run(run, tmp_path):
+    """A folder without any finished cell is used again without being asked."""
+    broken = Breaking(AssertionError("early"), at_session_count=6, on_system_call=1)
+    with pytest.raises(AssertionError):
+        run(run_cell=broken)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    result, _ = run(sessions=5)
+    assert result.complete
+
+
 def test_broken_invariant_stops_the_run(run, tmp_path):
     """An assertion is no user error: it surfaces, with a note on where finished cells are."""
     broken = Breaking(AssertionError("blocks lost"), at_session_count=6, on_system_call=2)
