@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from marsbench.core import Session, TurnPlan, plan_turns, to_ps, to_s
 from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request, StepTrace
@@ -54,6 +54,8 @@ class RunLog:
     moments: list[Moment] = field(default_factory=list)
     stats: CoreStats = field(default_factory=CoreStats)
     finished: list[tuple[Request, int]] = field(default_factory=list)
+    forward: CoreListener | None = None
+    """Whom to tell everything as well: the driver of a full cell."""
 
     def step(
         self,
@@ -71,33 +73,49 @@ class RunLog:
 
     def on_scheduled_first(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
         self._note("scheduled first", request, at_ps, cached, uncached)
+        if self.forward is not None:
+            self.forward.on_scheduled_first(request, at_ps, cached, uncached)
 
     def on_preempted(self, request: Request, at_ps: int, lost_tokens: int, blocks: int) -> None:
         self._note("preempted", request, at_ps, lost_tokens, blocks)
+        if self.forward is not None:
+            self.forward.on_preempted(request, at_ps, lost_tokens, blocks)
 
     def on_resumed(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
         self._note("resumed", request, at_ps, cached, uncached)
+        if self.forward is not None:
+            self.forward.on_resumed(request, at_ps, cached, uncached)
 
     def on_first_token(self, request: Request, at_ps: int) -> None:
         self._note("first token", request, at_ps)
+        if self.forward is not None:
+            self.forward.on_first_token(request, at_ps)
 
     def on_finished(
         self, request: Request, at_ps: int, *, prefilled: int, recomputed: int, cached: int
     ) -> None:
         self._note("finished", request, at_ps, prefilled, recomputed, cached)
         self.finished.append((request, at_ps))
+        if self.forward is not None:
+            self.forward.on_finished(
+                request, at_ps, prefilled=prefilled, recomputed=recomputed, cached=cached
+            )
 
     def on_pin(self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int) -> None:
         self.moments.append(Moment("pinned", session, turn_index, at_ps, (blocks, until_ps)))
+        if self.forward is not None:
+            self.forward.on_pin(session, turn_index, at_ps, blocks, until_ps)
 
     def on_unpin(
         self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
     ) -> None:
-        values = (blocks, reason, held_ps)
+        values = (blocks, int(reason), held_ps)
         self.moments.append(Moment("unpinned", session, turn_index, at_ps, values))
+        if self.forward is not None:
+            self.forward.on_unpin(session, turn_index, at_ps, blocks, reason, held_ps)
 
 
-class TracedCore(EngineCore):
+class TracedCore(EngineCore, Protocol):
     """A core that reports single steps when ``trace`` is set."""
 
     trace: StepTrace | None

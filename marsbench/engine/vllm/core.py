@@ -8,9 +8,9 @@ from typing import Any
 from marsbench.core import to_s
 from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request, StepTrace
 from marsbench.engine.cost import StepCost
-from marsbench.engine.vllm.runtime import build_scheduler, quiet, require_vllm
+from marsbench.engine.vllm.runtime import build_scheduler, quietly, require_vllm
 from marsbench.engine.vllm.views import EngineTurn, TurnInfo, VllmView, held_blocks
-from marsbench.scheduler.base import EngineView
+from marsbench.scheduler.base import EngineOrder, EngineView, NoRetention
 from marsbench.system import Policies
 
 
@@ -61,17 +61,18 @@ class VllmCore:
     ) -> None:
         """``adapt_always`` puts the policy adapter in even where the null policies need none."""
         require_vllm()
-        quiet()
-        from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.outputs import ModelRunnerOutput
+        stock = type(policies.scheduling) is EngineOrder and type(policies.retention) is NoRetention
+        self._adapted = adapt_always or not stock
+        with quietly():
+            from vllm.v1.core.sched.scheduler import Scheduler
+            from vllm.v1.outputs import ModelRunnerOutput
 
-        from marsbench.engine.vllm.requests import RequestFactory
-        from marsbench.engine.vllm.scheduler import PolicyScheduler
+            from marsbench.engine.vllm.requests import RequestFactory
+            from marsbench.engine.vllm.scheduler import PolicyScheduler
 
-        self._adapted = adapt_always or not policies.stock_engine()
-        self._scheduler: Any = build_scheduler(
-            config, PolicyScheduler if self._adapted else Scheduler
-        )
+            self._scheduler: Any = build_scheduler(
+                config, PolicyScheduler if self._adapted else Scheduler
+            )
         self.view: EngineView
         if self._adapted:
             self._scheduler.use(policies.scheduling, policies.retention, self)
@@ -136,6 +137,10 @@ class VllmCore:
         self._factory.forget(session)
         if self._adapted:
             self._scheduler.session_ended(session)
+
+    def cached_blocks(self) -> int:
+        """Unreferenced blocks with reusable content."""
+        return sum(b.ref_cnt == 0 and b.block_hash is not None for b in self._pool.blocks)
 
     def idle(self) -> bool:
         """Nothing waits, nothing runs."""

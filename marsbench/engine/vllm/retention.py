@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from marsbench.core import PS_PER_S, to_ps, to_s
+from marsbench.core import to_ps, to_s
 from marsbench.errors import PolicyError
 from marsbench.events import Unpin
 from marsbench.scheduler.base import EngineView, RetentionPolicy, TurnView
 
-FOREVER_PS = 1 << 62
-"""Later than any time: 53 days."""
+FOREVER_S = 9.0e6
+"""Latest expiry: about 104 days still fits 64-bit picoseconds."""
 
 OnPin = Callable[[int, int, int, int, int], None]
 OnUnpin = Callable[[int, int, int, int, int, int], None]
@@ -84,6 +84,11 @@ class Pins:
         """How many pins hold each block, by block id."""
         return Counter(block.block_id for pin in self._pins.values() for block in pin.blocks)
 
+    def only_pinned(self) -> int:
+        """Blocks that nothing but pins hold, each counted once."""
+        blocks = self._pool.blocks
+        return sum(blocks[block_id].ref_cnt == num for block_id, num in self.holders().items())
+
     def turn_ended(
         self,
         turn: TurnView,
@@ -95,7 +100,7 @@ class Pins:
     ) -> None:
         """Ask the policy about a finished turn and reference its full blocks if it says so."""
         answer = self._policy.on_turn_end(turn, tool_names, is_last, view, to_s(now_ps))
-        if answer is None:
+        if answer is None or is_last:
             return
         until_ps = picoseconds(answer.until_s, f"on_turn_end of session {turn.session}")
         kept = [block for block in blocks if block.block_hash is not None]
@@ -108,6 +113,7 @@ class Pins:
             turn.session, turn.turn_index, kept, context, now_ps, until_ps
         )
         self.num_blocks += len(kept)
+        self.dirty = True
         self._on_pin(turn.session, turn.turn_index, now_ps, len(kept), until_ps)
 
     def returned(self, session: int) -> None:
@@ -122,20 +128,31 @@ class Pins:
         for pin in list(self._pins.values()):
             if pin.until_ps <= now_ps and not (spares and pin.returned):
                 self._give_up(pin, now_ps, Unpin.EXPIRE)
-        review_ps = picoseconds(self._policy.review_s, "review_s") if self._pins else FOREVER_PS
+        review_ps = picoseconds(self._policy.review_s, "review_s")
         if self._pins and (self.dirty or now_ps >= self._reviewed_ps + review_ps):
             self.dirty = False
             self._reviewed_ps = now_ps
             for given in self._policy.review(list(self._pins.values()), view, to_s(now_ps)):
                 if (pin := self._pins[given.session]) is not given:
                     raise PolicyError(f"review gave up {given!r}, which is not a current pin")
-                self._give_up(pin, now_ps, Unpin.PRESSURE)
+                self._give_up(pin, now_ps, Unpin.EXPIRE)
         return len(self._pins) < before
 
-    def reclaim(self, view: EngineView, now_ps: int, spare: int | None) -> bool:
-        """Give up the pin with the largest key (``spare``: session to leave alone)."""
+    def reclaim(self, view: EngineView, now_ps: int, waiting: TurnView | None) -> bool:
+        """Give up the pin with the largest key; False if there is none to give.
+
+        For a ``waiting`` turn: not its own session's (that is its prefix hit), and only pins that
+        yield to it.
+        """
         now_s = to_s(now_ps)
-        pins = [pin for pin in self._pins.values() if pin.session != spare]
+        pins = list(self._pins.values())
+        if waiting is not None:
+            pins = [
+                pin
+                for pin in pins
+                if pin.session != waiting.session
+                and self._policy.yields_to(pin, waiting, view, now_s)
+            ]
         if not pins:
             return False
         worst = max(pins, key=lambda pin: self._policy.reclaim_key(pin, view, now_s))
@@ -158,7 +175,7 @@ class Pins:
 
 
 def picoseconds(value_s: float, what: str) -> int:
-    """A policy's time or interval in picoseconds; infinity is FOREVER_PS."""
+    """A policy's time or interval in picoseconds; infinity is FOREVER_S."""
     if math.isnan(value_s):
         raise PolicyError(f"{what}: not a number of seconds")
-    return to_ps(value_s) if value_s < FOREVER_PS / PS_PER_S else FOREVER_PS
+    return to_ps(min(value_s, FOREVER_S))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,14 +62,20 @@ def require_vllm() -> str:
     return version
 
 
-def quiet() -> None:
-    """Keep vLLM from configuring logging or sending usage statistics; before its first import."""
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Around every first use of vLLM: no logging set-up, no usage statistics, no warnings about
+    kernels that never run here or about what its dependencies deprecate.
+    """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for name in ("vllm", "torch._library.triton"):  # warnings about kernels that never run here
+    for name in ("vllm", "torch._library.triton"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def vllm_config(config: EngineConfig) -> Any:
@@ -120,7 +129,11 @@ def build_scheduler(config: EngineConfig, scheduler_class: type[Any]) -> Any:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
-    complete = vllm_config(config)
+    try:
+        complete = vllm_config(config)
+    except ValueError as error:  # pydantic's, with the reason in its second line
+        reason = " ".join(str(error).split("\n")[1:2]).strip().split(" [type=")[0]
+        raise EngineError(f"vLLM refuses the engine flags: {reason or error}") from error
     spec = FullAttentionSpec(
         block_size=config.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16
     )

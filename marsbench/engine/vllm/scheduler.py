@@ -53,7 +53,7 @@ class PolicyScheduler(Scheduler):
         self._hybrid_split = self.need_mamba_block_aligned_split
         self._turns: dict[str, EngineTurn] = {}
         self._submitted = 0
-        self.view = VllmView(self, self.turn, lambda: self.pins.num_blocks)
+        self.view = VllmView(self, self.turn, self._pinned_blocks)
         self.use(EngineOrder(), NoRetention(), MonotonicHost())
 
     def use(self, scheduling: SchedulingPolicy, retention: RetentionPolicy, host: Host) -> None:
@@ -61,8 +61,8 @@ class PolicyScheduler(Scheduler):
         assert not self.requests
         self.host = host
         self.order = scheduling
-        self.stock_order = isinstance(scheduling, EngineOrder)
-        self.stock_retention = isinstance(retention, NoRetention)
+        self.stock_order = type(scheduling) is EngineOrder
+        self.stock_retention = type(retention) is NoRetention
         pool = self.kv_cache_manager.block_pool
         self.pins = Pins(retention, pool, host.on_pin, host.on_unpin)
         self._resort_ps = picoseconds(scheduling.resort_s, "resort_s")
@@ -80,6 +80,9 @@ class PolicyScheduler(Scheduler):
             self.waiting = FCFSRequestQueue()
             self.kv_holding_waiting = FCFSRequestQueue()
             self.need_mamba_block_aligned_split = True
+
+    def _pinned_blocks(self) -> int:
+        return self.pins.only_pinned()
 
     def turn(self, request: Request) -> EngineTurn:
         """The request as policies see it."""
@@ -120,10 +123,10 @@ class PolicyScheduler(Scheduler):
     def session_ended(self, session: int) -> None:
         """No further turn will come: drop its pin."""
         if self.pins.release(session, self.host.now_ps(), Unpin.END):
-            self._changed()
+            self._resort = True
 
     def _changed(self) -> None:
-        """Something happened after which keys and review are to be asked again."""
+        """A turn was submitted, preempted or finished: ask keys and review again."""
         self._resort = True
         self.pins.dirty = True
 
@@ -135,7 +138,7 @@ class PolicyScheduler(Scheduler):
         self._num_requests = sum(self.get_request_counts())
         self._quanta.clear()
         if self.pins.before_step(self.view, self._now_ps):
-            self._changed()
+            self._resort = True
         if not self.stock_order:
             self._sort()
         return super().schedule(*args, **kwargs)
@@ -152,7 +155,9 @@ class PolicyScheduler(Scheduler):
             self.waiting.clear()
             self.waiting.extend(turn.request for turn in turns)
         if order.reorders_running and len(self.running) > 1:
-            self.running.sort(key=lambda r: order.running_key(self.turn(r), view, now_s))
+            turns = [self.turn(request) for request in self.running]
+            turns.sort(key=lambda turn: (order.running_key(turn, view, now_s), turn.sequence))
+            self.running[:] = [turn.request for turn in turns]
 
     def _mamba_block_aligned_split(
         self, request: Request, num_new_tokens: int, local: int = 0, external: int = 0
@@ -162,17 +167,17 @@ class PolicyScheduler(Scheduler):
             num_new_tokens = super()._mamba_block_aligned_split(
                 request, num_new_tokens, local, external
             )
-        turn = self.turn(request)
-        running = request.status == RequestStatus.RUNNING
-        if running and request.num_computed_tokens >= turn.prefill_end:
+        start = request.num_computed_tokens + local + external
+        if start >= max(request.num_prompt_tokens, request.num_tokens - 1):
             return num_new_tokens
+        turn = self.turn(request)
         quantum = self.order.prefill_quantum(turn, self.view, to_s(self._now_ps))
         self._quanta[request.request_id] = quantum
         if quantum is not None:
             if quantum < 1:
                 raise PolicyError(f"prefill_quantum must be at least 1 token, got {quantum}")
             num_new_tokens = min(num_new_tokens, quantum)
-        if running and self.order.shrink_chunks():
+        if request.status == RequestStatus.RUNNING and self.order.shrink_chunks():
             num_new_tokens = self._shrink(turn, num_new_tokens)
         return num_new_tokens
 
@@ -183,7 +188,7 @@ class PolicyScheduler(Scheduler):
         while math.ceil((fixed + chunk) / self.block_size) > room:
             if chunk <= self.block_size:
                 return num_new_tokens
-            chunk //= 2
+            chunk = max(chunk // 2, self.block_size)
         return chunk
 
     def _allocate_slots(self, request: Request, num_new_tokens: int, **kwargs: Any) -> Any:
@@ -199,19 +204,17 @@ class PolicyScheduler(Scheduler):
         self._step_tokens += num_new_tokens
         if admitting:
             turn = self.turn(request)
-            turn.prefill_end = request.num_tokens
             self.pins.release(turn.session, self._now_ps, Unpin.RETURN)
             self.host.admitted(request, kwargs.get("num_new_computed_tokens", 0))
         return blocks
 
     def _reclaim(self, request: Request, *, admitting: bool) -> bool:
         """Give up one pin. A waiting turn's own pin is its prefix hit: last, if nothing runs."""
-        own = self.turn(request).session if admitting else None
+        own = self.turn(request) if admitting else None
         reclaimed = self.pins.reclaim(self.view, self._now_ps, own) or (
             not self.running and self.pins.reclaim(self.view, self._now_ps, None)
         )
-        if reclaimed:
-            self._changed()
+        self._resort = self._resort or reclaimed
         return reclaimed
 
     def _name_victim(self) -> None:

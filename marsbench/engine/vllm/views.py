@@ -22,15 +22,13 @@ class TurnInfo(NamedTuple):
 class EngineTurn:
     """A vLLM request as a policy reads it."""
 
-    __slots__ = ("_manager", "info", "last_scheduled_s", "prefill_end", "request", "sequence")
+    __slots__ = ("_manager", "info", "last_scheduled_s", "request", "sequence")
 
     def __init__(self, request: Any, info: TurnInfo, sequence: int, manager: Any) -> None:
         self.request = request
         self.info = info
         self.sequence = sequence
         self.last_scheduled_s = info.ready_s
-        self.prefill_end = 0
-        """Tokens to compute before it decodes, known when it was last admitted."""
         self._manager = manager
 
     @property

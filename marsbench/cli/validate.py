@@ -1,0 +1,132 @@
+"""``marsbench validate``: play one cell on two engines and compare them step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marsbench.cli import RunFailed
+from marsbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from marsbench.arrival import ArrivalPlan
+    from marsbench.core import Session
+    from marsbench.engine.base import CoreListener, CoreStats
+    from marsbench.engine.parity import RunLog
+    from marsbench.experiment.wiring import Setup
+    from marsbench.system import System
+
+
+def command(
+    engines: Annotated[str, typer.Option(help="Two virtual-time engines.")] = "sim,vllm-core",
+    workload: Annotated[
+        str, typer.Option("--workload", "-w", help="Registered name or trace file.")
+    ] = "swe-bench",
+    sessions: Annotated[int, typer.Option("--sessions", "-n", help="Number of sessions.")] = 20,
+    system: Annotated[str, typer.Option("--system", "-s", help="Name or dotted path.")] = "vllm",
+    profile: Annotated[str | None, typer.Option(help="Model and GPU: name or YAML file.")] = None,
+    rate: Annotated[float, typer.Option(help="Sessions per second (Poisson).")] = 0.1,
+    tool_cores: Annotated[int, typer.Option(help="Cores of the tool pool; 0 = unlimited.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sessions and arrivals.")] = 0,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", "-c", metavar="FLAG=VALUE", help="Engine flags: num_blocks=2000."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two engines step by step; exits with status 1 if they differ."""
+    from marsbench.engine.parity import first_difference, summary
+
+    names = tuple(name.strip() for name in engines.split(","))
+    if len(names) != 2:
+        raise ConfigError(f"--engines {engines}: expected two names, such as sim,vllm-core")
+    left, right = names
+    cell = _cell(workload, sessions, system, profile, rate, tool_cores, seed, config or [])
+    logs = [cell.play(left), cell.play(right)]
+    difference = first_difference(logs[0], logs[1], (left, right))
+    if difference is None and "sim" in names:
+        # Only without a trace does the simulator jump over steps.
+        jumping = cell.play("sim", traced=False)
+        difference = first_difference(jumping, logs[0], ("sim, jumping", left))
+    totals = [summary(log) for log in logs]
+    if as_json:
+        found = {"engines": names, "difference": difference, "totals": totals}
+        print(json.dumps(found, indent=1))
+    else:
+        _print(left, right, totals)
+        print(f"{len(logs[0].steps)} steps compared: {difference or 'all equal'}")
+    if difference is not None:
+        raise RunFailed(f"{left} and {right} differ: {difference.splitlines()[0]}")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    setup: Setup
+    system: System
+    sessions: Sequence[Session]
+    arrivals: ArrivalPlan
+    seed: int
+
+    def play(self, engine: str, *, traced: bool = True) -> RunLog:
+        """What an engine does with the cell."""
+        from marsbench.engine.parity import RunLog
+        from marsbench.experiment.wiring import default_run_cell, simulate
+
+        log = RunLog()
+
+        def run(*, core_factory: Callable[[CoreListener], Any], **cell: Any) -> CoreStats:
+            def watched(listener: CoreListener) -> Any:
+                log.forward = listener
+                core = core_factory(log)
+                core.trace = log if traced else None
+                return core
+
+            return default_run_cell()(core_factory=watched, **cell)
+
+        setup = dataclasses.replace(self.setup, engine=engine)
+        outcome = simulate(
+            setup, self.system, {}, self.sessions, self.arrivals, seed=self.seed, run_cell=run
+        )
+        log.stats = outcome.stats
+        return log
+
+
+def _cell(
+    workload: str,
+    num_sessions: int,
+    system: str,
+    profile: str | None,
+    rate_per_s: float,
+    tool_cores: int,
+    seed: int,
+    flags: list[str],
+) -> _Cell:
+    from marsbench.arrival import arrival_rng, arrivals
+    from marsbench.config import load_config
+    from marsbench.experiment.wiring import Setup, system_named
+    from marsbench.trace.source import open_workload
+
+    given: dict[str, Any] = {"workload": [workload], "rate_per_s": [rate_per_s]}
+    if profile is not None:
+        given["profile"] = [profile]
+    experiment = load_config(flags=given, overrides=[f"engine.params.{flag}" for flag in flags])
+    source = open_workload(workload)
+    sessions = source.sessions(num_sessions, seed)
+    rng = arrival_rng(seed, source.name)
+    plan = arrivals("poisson", sessions, rate_per_s=rate_per_s, rng=rng)
+    setup = Setup.of(experiment, experiment.profile[0], tool_cores)
+    return _Cell(setup, system_named(system), sessions, plan, seed)
+
+
+def _print(left: str, right: str, totals: list[dict[str, float]]) -> None:
+    width = max(len(name) for name in totals[0])
+    print(f"{'':<{width}}  {left:>14}  {right:>14}  {'difference':>11}")
+    for name, ours in totals[0].items():
+        theirs = totals[1][name]
+        gap = f"{(theirs - ours) / ours:+.3%}" if ours else ("0" if theirs == ours else "new")
+        print(f"{name:<{width}}  {ours:>14,.6g}  {theirs:>14,.6g}  {gap:>11}")
