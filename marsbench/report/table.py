@@ -108,12 +108,16 @@ def print_table(
         from rich.console import Console
         from rich.table import Table
 
+        console = Console(file=stream)
+        caption, header, rows, num_text = fit(header, rows, console.width, num_text)
+        if caption:
+            console.print(caption, markup=False, highlight=False)
         table = Table(header_style="bold", box=None, pad_edge=False)
         for k, name in enumerate(header):
             table.add_column(name, justify="left" if k < num_text else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        Console(file=stream).print(table)
+        console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
@@ -122,3 +126,37 @@ def print_table(
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip(), file=stream)
+
+
+_DROPPED_FIRST = ("recomputed", "p99", "p50", "preempted", "goodput@3 1/s", "TTFT s", "sessions/s")
+"""Metric columns that a narrow terminal does without, in this order."""
+
+
+def fit(
+    header: list[str], rows: list[list[str]], width: int, num_text: int
+) -> tuple[str, list[str], list[list[str]], int]:
+    """Caption, header, rows and ``num_text`` of a table for a terminal of ``width`` columns.
+
+    If it is too wide, text columns with one value become the caption, then metrics are left out.
+    """
+    caption: list[str] = []
+
+    def too_wide() -> bool:
+        columns = zip(header, *rows, strict=True)
+        return sum(max(map(len, column)) + 2 for column in columns) - 2 > width
+
+    def drop(k: int) -> None:
+        nonlocal header, rows
+        header = header[:k] + header[k + 1 :]
+        rows = [row[:k] + row[k + 1 :] for row in rows]
+
+    for name in list(header[:num_text]):
+        k = header.index(name)
+        if too_wide() and rows and len({row[k] for row in rows}) == 1:
+            caption.append(f"{name} {rows[0][k]}")
+            drop(k)
+            num_text -= 1
+    for name in _DROPPED_FIRST:
+        if name in header and too_wide():
+            drop(header.index(name))
+    return ", ".join(caption), header, rows, num_text

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from marsbench.report.data import load_runs
-from marsbench.report.table import COLUMNS, headings, print_table, report_rows, text_cells
+from marsbench.report.table import COLUMNS, fit, headings, print_table, report_rows, text_cells
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,21 @@ def test_terminal_output_has_the_same_cells(data):
     stream = Terminal()
     print_table(["a", "b"], [["x", "1.5"]], stream)
     assert "1.5" in stream.getvalue()
+
+
+def test_a_table_that_fits_stays_as_it_is():
+    """Nothing is left out while there is room."""
+    header, rows = ["load", "p99"], [["0.5", "1"]]
+    assert fit(header, rows, 80, 1) == ("", header, rows, 1)
+
+
+def test_narrow_terminals_lose_what_matters_least():
+    """What all rows share becomes the caption first; then metrics go, and keys that differ stay."""
+    header = ["workload", "system", "latency s", "p99", "failed"]
+    rows = [["swe-bench", "vllm", "10", "20", "0"], ["swe-bench", "mars", "5", "9", "0"]]
+    whole = 9 + 6 + 9 + 3 + 6 + 4 * 2
+    caption, fitted, cells, num_text = fit(header, rows, whole - 1, 2)
+    assert (caption, fitted, num_text) == ("workload swe-bench", header[1:], 1)
+    assert cells[1] == ["mars", "5", "9", "0"]
+    _, fitted, _, _ = fit(header, rows, 6 + 9 + 6 + 2 * 2, 2)
+    assert fitted == ["system", "latency s", "failed"]
