@@ -1,0 +1,153 @@
+"""Tool processes burn what they are told to, where they are told to, and never outlive the run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from marsbench.core import PS_PER_S, to_ps
+from marsbench.errors import ConfigError, EngineError
+from marsbench.tools.base import ToolDemand
+from marsbench.tools.executor import Execution, ToolExecutor, tool_core_ids
+from marsbench.tools.process import Process
+
+
+def demand(
+    cpu_s: float, *, cores: float = 1.0, io_s: float = 0.0, timeout_s: float | None = None
+) -> ToolDemand:
+    """A tool call in seconds."""
+    timeout_ps = None if timeout_s is None else to_ps(timeout_s)
+    return ToolDemand("pytest", "test", to_ps(cpu_s), round(cores * 1000), to_ps(io_s), timeout_ps)
+
+
+def run(*demands: ToolDemand, cores: int = 0) -> tuple[list[Execution], float, list[int]]:
+    """Run calls at once; executions, wall seconds without start-up, and the processes used."""
+
+    async def go():
+        tools = Process(cores, prestarted=len(demands))
+        await tools.open()
+        try:
+            pids = [worker._process.pid for worker in tools._workers]
+            start = time.monotonic()
+            executions = await asyncio.gather(*(tools.run(each) for each in demands))
+            return executions, time.monotonic() - start, pids
+        finally:
+            await tools.close()
+
+    return asyncio.run(go())
+
+
+def running(group: int) -> bool:
+    """Whether any process of a group is alive."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            return True
+    return False
+
+
+def test_burns_the_recorded_work():
+    """0.2 core-seconds are used, to a tenth, and take at least as long on one core."""
+    (done,), wall_s, _ = run(demand(0.2))
+    assert not done.timed_out
+    assert done.cpu_ps / PS_PER_S == pytest.approx(0.2, rel=0.1)
+    assert wall_s >= 0.2
+
+
+def test_work_is_shared_among_the_call_s_cores():
+    """0.2 core-seconds on two cores: the same CPU time, each of the two processes half of it."""
+    (done,), _, _ = run(demand(0.2, cores=2))
+    assert done.cpu_ps / PS_PER_S == pytest.approx(0.2, rel=0.2)
+
+
+def test_less_than_a_core():
+    """0.05 core-seconds on a quarter of a core take at least 0.2 s."""
+    (done,), wall_s, _ = run(demand(0.05, cores=0.25))
+    assert done.cpu_ps / PS_PER_S == pytest.approx(0.05, rel=0.3)
+    assert wall_s >= 0.17
+
+
+def test_waiting_takes_no_core():
+    """0.15 s of I/O are waited for and cost no CPU time."""
+    (done,), wall_s, _ = run(demand(0.0, io_s=0.15))
+    assert done == Execution(0, timed_out=False)
+    assert 0.15 <= wall_s < 2.0
+
+
+def test_timeout_kills_all_of_it():
+    """A call of two processes that would burn 20 s is killed after 0.3 s, both of them; what they
+    used until then is on record, and another call goes on."""
+    (killed, fine), wall_s, pids = run(demand(20, cores=2, timeout_s=0.3), demand(0.05))
+    assert killed.timed_out
+    assert 0 < killed.cpu_ps <= to_ps(2 * wall_s)
+    assert not fine.timed_out
+    assert wall_s < 10
+    assert not any(running(pid) for pid in pids)
+
+
+def test_pinned_to_the_tool_cores(monkeypatch):
+    """With one tool core two calls of 0.15 core-seconds share it: together they take 0.3 s."""
+    (one, two), wall_s, _ = run(demand(0.15), demand(0.15), cores=1)
+    assert wall_s >= 0.3
+    assert (one.cpu_ps + two.cpu_ps) / PS_PER_S == pytest.approx(0.3, rel=0.15)
+
+
+def test_cores_that_do_not_exist():
+    """More tool cores than the machine has is an error that says how many there are; 0 pins to
+    none, and the last ones are taken."""
+    allowed = sorted(os.sched_getaffinity(0))
+    with pytest.raises(ConfigError, match=f"gives us {len(allowed)}; use --tool-cores"):
+        tool_core_ids(len(allowed) + 1)
+    assert tool_core_ids(0) == ()
+    assert tool_core_ids(1) == (allowed[-1],)
+
+
+def test_nothing_is_left():
+    """After ``close`` no worker is left, not even one in the middle of a call."""
+
+    async def go() -> list[int]:
+        tools = Process(prestarted=1)
+        await tools.open()
+        call = asyncio.create_task(tools.run(demand(20, cores=2)))
+        await asyncio.sleep(0.2)
+        pids = [worker._process.pid for worker in tools._workers]
+        assert all(running(pid) for pid in pids)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await tools.close()
+        return pids
+
+    pids = asyncio.run(go())
+    assert pids
+    assert not any(running(pid) for pid in pids)
+
+
+def test_worker_that_dies_is_an_error():
+    """A worker killed from outside is no tool result: the call raises."""
+
+    async def go() -> None:
+        tools = Process(prestarted=1)
+        await tools.open()
+        call = asyncio.create_task(tools.run(demand(20)))
+        await asyncio.sleep(0.1)
+        (worker,) = tools._workers
+        os.kill(worker._process.pid, 9)
+        try:
+            await call
+        finally:
+            await tools.close()
+
+    with pytest.raises(EngineError, match="ended by itself"):
+        asyncio.run(go())
+
+
+def test_it_is_an_executor():
+    """It offers what the live driver asks for."""
+    assert isinstance(Process(), ToolExecutor)
