@@ -335,6 +335,23 @@ def test_interrupt_keeps_finished_cells(trace, tmp_path):
     assert 2 <= kept < 40
 
 
+def test_interrupt_before_the_first_cell(trace, tmp_path):
+    """Ctrl-C while a run prepares: status 130 and one line; the folder can be used again at once."""
+    arguments = ["run", "-w", "swe-bench", "-s", "vllm-tuned", "-o", "out", "--no-cache"]
+    run = marsbench(*arguments, cwd=tmp_path)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("... capacity"):
+            break
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert err.splitlines()[-1] == "marsbench: interrupted"
+    again = marsbench("run", "-w", trace, "--rate", "1", "-n", "2", "-o", "out", cwd=tmp_path)
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+
+
 def test_killed_run_is_readable_and_resumes(trace, tmp_path, cli):
     """After SIGKILL the finished cells can be reported, and --resume runs only the others."""
     arguments = ["run", "--rate", "1", "--split", "all", "-w", trace, "-o", "out"]

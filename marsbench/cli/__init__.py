@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error, "interrupted", EXIT_INTERRUPTED, debug=debug)
     except OSError as error:
         _fail(error, str(error), EXIT_FAILED, debug=debug)
+    if code == EXIT_INTERRUPTED:  # Ctrl-C, where no command had anything to keep
+        print("marsbench: interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
