@@ -59,6 +59,8 @@ class LiveSession:
         self.phase_since_ps = arrival_ps
         self.seen_ps = arrival_ps
         """Last sign of life."""
+        self.named = False
+        """Its client names it, so requests without a name are not its."""
         self.admitted = False
         self.leases = 0
         """Tool slots held or waited for."""
@@ -175,6 +177,7 @@ class SessionTable:
         self.sessions[index] = session
         if name:
             self._names[scope, name] = session
+            session.named = True
         if parent is not None:
             parent.children.append(session)
         return session
@@ -202,6 +205,7 @@ class SessionTable:
             name = f"{top.session_id}/{top.turn_index}"
             child = self._create("", top.scope, now_ps, top)
             child.session_id = self._unique(name)
+            child.named = True
             return child, True
         return top, False
 
@@ -214,7 +218,7 @@ class SessionTable:
             found = self._marks.get((scope, depth, digest))
             if not found:
                 continue
-            idle = [s for s in found.values() if not s.in_flight and s.mark is not None]
+            idle = [s for s in found.values() if not s.in_flight and not s.named]
             later = [s for s in idle if s.mark is not None and prompt.extends(s.mark)]
             chosen = _answered(later, prompt)
             if chosen is None:

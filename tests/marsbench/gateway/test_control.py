@@ -1,0 +1,241 @@
+"""Policies decide in the gateway as they do in the simulator, and their book is kept right."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from marsbench.errors import ConfigError
+from marsbench.events import Kind
+from marsbench.gateway.fake_backend import FakeBackend, Plan
+from marsbench.gateway.server import build_gateway
+from marsbench.gateway.settings import GatewaySettings
+from marsbench.registry import load
+from marsbench.system import Policies, System
+
+USER = {"role": "user", "content": "go"}
+BASH = (("c1", "bash", '{"command": "pytest -q"}'),)
+
+
+def slow(_number, _body):
+    return Plan(ttft_s=0.15)
+
+
+def window(size: int) -> dict:
+    return {"system": load("SYSTEMS", "static"), "params": {"window": size}}
+
+
+def test_static_window_admits_sessions_one_after_another(rig, eventually):
+    """Window 1: b waits while a is active, also between a's turns, and enters when a ends."""
+
+    async def story():
+        async with rig(slow, **window(1)) as r:
+            await r.chat([USER], session="a")
+            second = asyncio.create_task(r.chat([USER], session="b"))
+            await eventually(lambda: r.gateway.control.num_pending == 1)
+            await r.chat([USER, USER], session="a")
+            assert not second.done(), "continuations of admitted sessions pass, new ones wait"
+            ended = await r.client.post("/v1/sessions/a/end")
+            assert ended.json() == {"session_id": "a", "turns": 2, "ended": True}
+            assert (await second).status_code == 200
+            admitted = [s for _, s, _ in r.events(Kind.SESSION_ADMIT)]
+            assert admitted == [0, 1]
+
+    asyncio.run(story())
+
+
+def test_events_of_a_session_are_those_of_the_simulator(rig):
+    """One session, one tool call, two turns: kinds in the order the driver writes them."""
+
+    async def story():
+        def plan(number, _body):
+            return Plan(output=("x",), calls=BASH if number == 0 else ())
+
+        async with rig(plan) as r:
+            await r.chat([USER], session="a", stream=True)
+            await r.chat([USER, USER], session="a", stream=True)
+            await r.client.post("/v1/sessions/a/end")
+            return [Kind(k).name for k, _, _ in r.events()]
+
+    assert asyncio.run(story()) == [
+        "SESSION_ARRIVE", "TURN_READY", "SESSION_ADMIT", "GPU_SUBMIT",
+        "GPU_SCHED_FIRST", "GPU_FIRST_TOKEN", "GPU_END", "TOOL_ENQUEUED", "TOOL_START",
+        "TOOL_END", "TURN_READY", "GPU_SUBMIT",
+        "GPU_SCHED_FIRST", "GPU_FIRST_TOKEN", "GPU_END", "SESSION_END",
+    ]  # fmt: skip
+
+
+def test_token_counts_of_the_backend_become_the_sessions_context(rig):
+    """Prompt 100 of which 64 are cached, 4 out: context 104, served 36 + 4."""
+
+    async def story():
+        def plan(_number, _body):
+            return Plan(cached_tokens=64)
+
+        async with rig(plan) as r:
+            ids = list(range(100))
+            body = {"model": "m", "prompt": ids, "session_id": "a"}
+            await r.client.post("/v1/completions", json=body)
+            session = r.gateway.control.table.find("addr:127.0.0.1", "a")
+            assert (session.prompt_tokens, session.context_tokens) == (100, 104)
+            assert session.served_tokens == 40
+            assert r.gateway.control.fleet.prefix_cache_hit_rate == pytest.approx(0.64)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("name", ["mars", "thunderagent", "concur", "static", "continuum", "vllm"])
+def test_every_kind_of_policy_runs_unchanged(rig, name):
+    """Eight sessions of three turns pass through each system, whatever it gates."""
+
+    async def session(r, k):
+        messages = [{"role": "user", "content": f"task {k} " * 50}]
+        for turn in range(3):
+            answer = await r.chat(messages, session=f"s{k}")
+            assert answer.status_code == 200
+            messages += [answer.json()["choices"][0]["message"], USER]
+        await r.client.post(f"/v1/sessions/s{k}/end")
+        return turn
+
+    async def story():
+        def plan(_number, _body):
+            return Plan(calls=BASH)
+
+        backend = FakeBackend(plan=plan, num_blocks=4000)
+        async with rig(backends=[backend], system=load("SYSTEMS", name), tool_cores=2) as r:
+            async with asyncio.timeout(20):
+                done = await asyncio.gather(*(session(r, k) for k in range(8)))
+            assert done == [2] * 8
+            assert len(r.events(Kind.SESSION_END)) == 8
+            assert r.gateway.control.fleet.active == []
+
+    asyncio.run(story())
+
+
+def test_policies_see_the_backends_memory(rig, eventually):
+    """Half of 1000 blocks used: 500 free; a turn in flight takes its prompt's blocks until the
+    next reading."""
+
+    async def story():
+        backend = FakeBackend(plan=slow, kv_use=0.5)
+        async with rig(backends=[backend], waits={"telemetry_s": 60}) as r:
+            fleet = r.gateway.control.fleet
+            assert (fleet.num_blocks, fleet.block_size, fleet.free_blocks) == (1000, 16, 500)
+            body = {"model": "m", "prompt": list(range(160)), "session_id": "a"}
+            turn = asyncio.create_task(r.client.post("/v1/completions", json=body))
+            await eventually(lambda: fleet.free_blocks == 490)  # 160 / 16
+            await turn
+            await r.gateway.pool.read_telemetry()
+            assert fleet.free_blocks == 500
+
+    asyncio.run(story())
+
+
+def test_turn_that_waits_too_long_is_503_and_leaves_no_trace(rig):
+    """After admission_s the client is told to come back; the next session is not held up by it."""
+
+    async def story():
+        async with rig(slow, waits={"admission_s": 0.2}, **window(1)) as r:
+            await r.chat([USER], session="a")
+            late = await r.chat([USER], session="b")
+            assert late.status_code == 503
+            assert late.json()["error"]["code"] == "admission_timeout"
+            assert late.headers["retry-after"] == "30"
+            assert r.gateway.control.num_pending == 0
+            assert len(r.backends[0].bodies) == 1
+            await r.client.post("/v1/sessions/a/end")
+            assert (await r.chat([USER], session="c")).status_code == 200
+
+    asyncio.run(story())
+
+
+def test_client_that_leaves_while_pending_gives_up_its_place(rig, eventually):
+    """b disconnects in the backlog; when a ends, c enters."""
+
+    async def story():
+        async with rig(slow, **window(1)) as r:
+            await r.chat([USER], session="a")
+            b = asyncio.create_task(r.chat([USER], session="b"))
+            await eventually(lambda: r.gateway.control.num_pending == 1)
+            b.cancel()
+            await eventually(lambda: r.gateway.control.num_pending == 0)
+            c = asyncio.create_task(r.chat([USER], session="c"))
+            await eventually(lambda: r.gateway.control.num_pending == 1)
+            await r.client.post("/v1/sessions/a/end")
+            assert (await c).status_code == 200
+            assert len(r.backends[0].bodies) == 2
+
+    asyncio.run(story())
+
+
+def test_silent_sessions_end_and_make_room(rig):
+    """a says nothing for 0.3 s: it has ended, b is admitted without anybody's help."""
+
+    async def story():
+        async with rig(waits={"session_idle_s": 0.3}, **window(1)) as r:
+            await r.chat([USER], session="a")
+            async with asyncio.timeout(5):
+                assert (await r.chat([USER], session="b")).status_code == 200
+            assert len(r.events(Kind.SESSION_END)) >= 1
+
+    asyncio.run(story())
+
+
+def test_last_turn_header_ends_the_session(rig):
+    """x-session-end: 1 on a request: the session is over with its reply."""
+
+    async def story():
+        async with rig() as r:
+            await r.chat([USER], session="a", headers={"x-session-end": "1"})
+            assert r.gateway.control.table.sessions == {}
+            assert [k for k, _, _ in r.events(Kind.SESSION_END)] == [Kind.SESSION_END]
+
+    asyncio.run(story())
+
+
+class Never:
+    """Admits nothing, ever."""
+
+    gates_continuations = False
+    tick_s = None
+
+    def on_event(self, event):
+        pass
+
+    def admit(self, pending, view, now_s):
+        return ()
+
+
+def test_a_policy_that_admits_nothing_cannot_stop_the_gateway(rig):
+    """With nothing active the first pending turn is let in, and that is counted."""
+
+    async def story():
+        system = System(name="never", summary="", build=lambda _c: Policies(admission=Never()))
+        async with rig(system=system) as r:
+            async with asyncio.timeout(5):
+                assert (await r.chat([USER], session="a")).status_code == 200
+            assert r.gateway.control.overrides == 1
+
+    asyncio.run(story())
+
+
+def test_systems_that_know_the_future_are_refused():
+    """The oracle cannot run live; the error says so before anything listens."""
+    settings = GatewaySettings(backends=("http://127.0.0.1:1",), system="oracle")
+    with pytest.raises(ConfigError, match="future"):
+        build_gateway(settings)
+
+
+def test_priority_is_forwarded_only_where_the_system_uses_it(rig):
+    """vllm-priority sends arrival times as vLLM priorities: earlier session, smaller number."""
+
+    async def story():
+        async with rig(system=load("SYSTEMS", "vllm-priority")) as r:
+            await r.chat([USER], session="a")
+            await asyncio.sleep(0.02)
+            await r.chat([USER], session="b")
+            first, second = (body["priority"] for body in r.backends[0].bodies)
+            assert 0 <= first < second
+
+    asyncio.run(story())
