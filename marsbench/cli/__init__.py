@@ -18,10 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("marsbench.cli.run:run", "Run an experiment: a grid of cells into a run folder."),
     "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
-    "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),
-    "list": ("marsbench.cli.listing:list_names", "List systems, workloads, engines, profiles, ..."),
+    "validate": ("marsbench.cli.validate:command", "Compare two engines step by step."),
     "serve": ("marsbench.cli.serve:command", "Gateway: a system's policies before live engines."),
     "record": ("marsbench.cli.record:command", "Gateway that writes a trace of live agents."),
+    "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),
+    "list": ("marsbench.cli.listing:list_names", "List systems, workloads, engines, profiles, ..."),
     "doctor": ("marsbench.cli.doctor:doctor", "Say what this machine can run and what is missing."),
 }
 """Command -> (module:function or module:Typer app, one line of help), in order of help."""
