@@ -33,6 +33,9 @@ from marsbench.tools.base import ToolDemand  # noqa: E402
 from marsbench.tools.docker import LABEL, Docker  # noqa: E402
 from marsbench.tools.executor import ToolExecutor  # noqa: E402
 
+# docker-py leaves the socket of each exec, and one that cannot connect, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
 
 class Container:
     """What the engine knows about a container."""
@@ -235,6 +238,14 @@ def os_times(pid: int) -> tuple[float, float]:
     return int(fields[11]) / tick, int(fields[12]) / tick
 
 
+@pytest.fixture(autouse=True)
+def collect():
+    """What docker-py leaves is collected here, where its warning is expected."""
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
+
+
 @pytest.fixture
 def engine(tmp_path):
     """A running engine."""
@@ -356,9 +367,6 @@ def test_no_engine(monkeypatch, tmp_path):
     ) as caught:
         run(Docker(), demand())
     assert "\n" not in str(caught.value)
-    del caught
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()  # docker-py leaves the socket open that could not connect
 
 
 def test_engine_that_goes_away(engine):
