@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from marsbench.cli import RunFailed
 from marsbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,19 +104,20 @@ def run(settings: GatewaySettings) -> None:
     import logging
 
     try:
-        from marsbench.gateway.server import build_gateway, make_server
+        from marsbench.gateway.server import bind, build_gateway, make_server
     except ImportError as error:
         raise ConfigError(
             f"the gateway needs {error.name}; install it: pip install 'marsbench[gateway]'"
         ) from error
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    server = make_server(build_gateway(settings))
-    print(
-        f"marsbench: {settings.system} on http://{settings.host}:{settings.port} for "
-        f"{', '.join(settings.backends)}",
-        file=sys.stderr,
-    )
-    server.run()
+    with bind(settings) as listener:
+        server = make_server(build_gateway(settings))
+        host, port = listener.getsockname()[:2]
+        backends = ", ".join(settings.backends)
+        print(f"marsbench: {settings.system} on {host} port {port} for {backends}", file=sys.stderr)
+        server.run(sockets=[listener])
+    if not server.started:
+        raise RunFailed("the gateway did not start; see above")
 
 
 def read_tokens(path: Path | None) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class Gateway:
                 f"system {system.name!r} knows the future of a recorded workload; a gateway cannot "
                 "run it (choose another --system)"
             )
+        system.build(dataclasses.replace(context, params=dict(settings.params)))  # are they right?
         self.settings = settings
         self.clock = clock or WallClock()
         self.meters = Meters()
@@ -74,7 +75,10 @@ class Gateway:
         self.recorder: Recorder | None = None
         if settings.record is not None:
             self.recorder = Recorder(settings.record, append=settings.append)
+        self._active: dict[int, LiveSession] = {}
         self.publisher: Publisher | None = None
+        if settings.publish:
+            self.publisher = Publisher(settings.publish, self._active)
         self._system = system
         self._context = context
         self._work: list[asyncio.Task[None]] = []
@@ -110,7 +114,7 @@ class Gateway:
         """Build the parts once the backends have said what they are."""
         settings = self.settings
         self.slots = ToolSlots(Policies().tools, settings.waits.lease_s)
-        shared = Shared({}, self.slots, settings.tool_cores)
+        shared = Shared(self._active, self.slots, settings.tool_cores)
         backends = [
             await self._backend(index, url, shared, stack)
             for index, url in enumerate(settings.backends)
@@ -123,7 +127,7 @@ class Gateway:
         self.slots = shared.tools = ToolSlots(policies.tools, settings.waits.lease_s)
         self.pool = Pool(settings, backends, policies.routing, self.clock)
         fleet = FleetView(views, shared)
-        self.bus = EventBus(self.clock, listeners_of(policies), self._sinks(shared))
+        self.bus = EventBus(self.clock, listeners_of(policies), self._sinks())
         self.control = ControlPlane(
             policies,
             fleet,
@@ -187,10 +191,9 @@ class Gateway:
             policies.routing = StickyLeastLoaded()
         return policies
 
-    def _sinks(self, shared: Shared) -> list[EventSink]:
+    def _sinks(self) -> list[EventSink]:
         sinks: list[EventSink] = []
-        if self.settings.publish:
-            self.publisher = Publisher(self.settings.publish, shared.active)
+        if self.publisher is not None:
             sinks.append(self.publisher)
         if self.recorder is not None:
             sinks.append(self.recorder)

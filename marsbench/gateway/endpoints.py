@@ -64,6 +64,7 @@ class Completions:
             session=session,
             send=send,
             clock=gateway.clock.now_s,
+            abort=scope.get("marsbench.abort"),
         )
         control.ready(session, prompt)
         await gateway.proxy.run(exchange, receive)

@@ -61,6 +61,8 @@ class Exchange:
     stalled_since_s: float | None = None
     """A byte for the client has been waiting since then."""
     clock: Callable[[], float] = field(default=lambda: 0.0)
+    abort: Callable[[], None] | None = None
+    """Cuts the client's connection at once, without waiting for it to read."""
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the response's head."""

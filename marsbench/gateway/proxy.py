@@ -99,6 +99,8 @@ class Proxy:
             if since is not None and now_s - since > send_s:
                 self._meters.stalled.inc()
                 work.cancel()
+                if exchange.abort is not None:
+                    exchange.abort()
 
     async def _turn(self, exchange: Exchange) -> None:
         """Admission, then the backend. Whatever happens, the control plane hears of the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from asyncio.events import TimerHandle
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from marsbench.gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.05
+BACKLOG = 2048
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -45,6 +47,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["marsbench.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
         self._in_head = True
         self._head_bytes = 0
         if self._timer is None:
@@ -66,6 +69,12 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.cycle is not None and not self.transport.is_closing():
             super().on_message_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():  # closing would wait for a client that reads
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
 
     def _too_slow(self) -> None:
         self._timer = None
@@ -135,8 +144,6 @@ def make_server(gateway: Gateway) -> DrainingServer:
     )
     config = uvicorn.Config(
         gateway.app,
-        host=settings.host,
-        port=settings.port,
         http=protocol,
         loop="uvloop",
         ws="none",
@@ -148,9 +155,26 @@ def make_server(gateway: Gateway) -> DrainingServer:
         limit_concurrency=settings.limits.connections,
         proxy_headers=False,
         server_header=False,
-        backlog=2048,
+        backlog=BACKLOG,
     )
     return DrainingServer(config, gateway)
+
+
+def bind(settings: GatewaySettings) -> socket.socket:
+    """A listening socket; ConfigError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((settings.host, settings.port))
+        found.listen(BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
+            "--port or --host"
+        ) from error
+    return found
 
 
 def build_gateway(settings: GatewaySettings) -> Gateway:
