@@ -64,10 +64,36 @@ class ControlPlane:
             (c for c in waiting if c.session in resident),
             key=lambda c: self.state.sessions[c.session].rank,
         )
-        if len(chosen) < len(waiting) and self.params.kv_signal:
-            return chosen
+        suspended = [c for c in waiting if c.session not in resident]
         fresh = [c for c in pending if math.isinf(self.state.sessions[c.session].rank)]
-        return chosen + self._newcomers(fresh, view, now_s, tops=tops, used=used)
+        if not suspended:
+            chosen += self._newcomers(fresh, view, now_s, tops=tops, used=used)
+        if not chosen:
+            chosen = self._opportunity(suspended, fresh, view, now_s)
+        return chosen
+
+    def _opportunity(
+        self,
+        suspended: Sequence[SessionView],
+        fresh: Sequence[SessionView],
+        view: SystemView,
+        now_s: float,
+    ) -> list[SessionView]:
+        """While residents wait for their tools and leave the engine idle, one other turn may run.
+
+        It gets only blocks that nobody runs on or has pinned, so residents lose nothing they keep.
+        """
+        if self.state.busy > self.params.busy_high:
+            return []
+        if view.num_running + view.num_waiting >= self.params.opportunity:
+            return []
+        free = view.free_blocks * self._block_size
+        ranked = sorted(suspended, key=lambda c: self.state.sessions[c.session].rank)
+        for candidate in (*ranked, *self._order(fresh, now_s)):
+            info = self.state.sessions[candidate.session]
+            if info.private + self.state.growth.mean <= free:
+                return [candidate]
+        return []
 
     def _need(self, info: SessionInfo, turns: float) -> float:
         """Tokens of KV a session is expected to hold ``turns`` turns from now."""
@@ -158,8 +184,7 @@ class ControlPlane:
                 high=ratio >= p.cpu_high or wait >= p.cpu_wait_high_s,
                 low=ratio <= p.cpu_low and wait <= p.cpu_wait_low_s,
             )
-        overloaded = (self.cpu.on and p.cpu_signal) or (self.kv.on and p.kv_signal)
-        if overloaded:
+        if self.cpu.on and p.cpu_signal:
             base = min(self.window, float(max(tops, 1)))
             self.window = max(p.window_min, math.floor(base * p.window_decrease))
         else:

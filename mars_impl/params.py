@@ -48,10 +48,16 @@ class MarsParams:
 
     # --- control plane: packing by projected growth ------------------------------------------
     kv_target: float = _param(1.0, "share of KV", "ours: resident working sets fill the cache")
+    opportunity: float = _param(
+        1, "turns", "ours: turns in the engine below which others may enter"
+    )
+    busy_high: float = _param(
+        0.88, "share of time", "ours: engine busier than this: no opportunism"
+    )
     headroom_turns: float = _param(1, "turns", "ours: growth kept free for a resident session")
     newcomer_turns: float = _param(10, "turns", "ours: growth kept free to let a session in")
-    loss_high: float = _param(0.15, "recomputed / prompt tokens", "ours: KV pressure on")
-    loss_low: float = _param(0.05, "recomputed / prompt tokens", "ours: KV pressure off")
+    loss_high: float = _param(0.02, "recomputed / prompt tokens", "ours: KV pressure on")
+    loss_low: float = _param(0.01, "recomputed / prompt tokens", "ours: KV pressure off")
     history: float = _param(64, "sessions", "ours: finished sessions remembered per class")
     long_tokens: float = _param(50_000, "tokens", "preview: a long prompt")
     long_slots: float = _param(2, "sessions", "preview: needle insertion")
@@ -73,7 +79,7 @@ class MarsParams:
     gap_samples: float = _param(30, "calls", "ours: pseudo-count of the global gap distribution")
 
     # --- tool slots ---------------------------------------------------------------------------
-    slots_per_core: float = _param(1.0, "calls per core", "preview: one worker per core")
+    slots_per_core: float = _param(4.0, "calls per core", "ours (preview: one worker per core)")
     short_call_s: float = _param(0.5, "s", "ours: calls expected to be shorter skip the queue")
 
     def with_overrides(self, overrides: Mapping[str, float]) -> MarsParams:

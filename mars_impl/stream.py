@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from mars_impl.estimate import ClassModel, GapModel, Growth
 from marsbench.events import Event, Kind
 
+BUSY_WINDOW_S = 120.0
+"""Time constant of the engine's busy share."""
+LOSS_DECAY = 0.98
+"""Per finished turn: the loss is an average over some fifty turns."""
+
 
 @dataclass(slots=True)
 class SessionInfo:
@@ -60,8 +65,13 @@ class StreamState:
         """Moving average of the time tool calls wait for a slot."""
         self.stretch = 1.0
         """Moving average of tool durations over what their names lead to expect."""
-        self.loss = 0.0
-        """Moving average of recomputed / prompt tokens per turn."""
+        self.busy = 0.0
+        """Share of recent time in which the engine had a turn to work on."""
+        self._in_engine = 0
+        self.turns = 0
+        """Turns finished, of all sessions."""
+        self._recomputed = 0.0
+        self._prompted = 1.0
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
         self.arrivals = 0
@@ -71,8 +81,12 @@ class StreamState:
 
     def on_event(self, event: Event) -> None:
         """Take one event in."""
-        self.now_s = event.time_s
+        self._pass_time(event.time_s)
         kind = event.kind
+        if kind == Kind.GPU_SUBMIT:
+            self._in_engine += 1
+        elif kind == Kind.GPU_END:
+            self._in_engine -= 1
         if kind == Kind.SESSION_ARRIVE:
             self._arrive(event)
             return
@@ -93,6 +107,18 @@ class StreamState:
             self._end(info, event)
         else:
             self._tool(info, event)
+
+    def _pass_time(self, now_s: float) -> None:
+        span = now_s - self.now_s
+        if span > 0:
+            keep = math.exp(-span / BUSY_WINDOW_S)
+            self.busy = keep * self.busy + (1.0 - keep) * float(self._in_engine > 0)
+            self.now_s = now_s
+
+    @property
+    def loss(self) -> float:
+        """Share of recent prompt tokens that had been in the cache and were computed again."""
+        return self._recomputed / self._prompted
 
     def _arrive(self, event: Event) -> None:
         parent = event.args[1]
@@ -135,8 +161,9 @@ class StreamState:
         info.work_tokens += prefilled + output
         info.phase = "tool"
         info.since_s = event.time_s
-        lost = recomputed / max(cached + prefilled, 1)
-        self.loss += 0.1 * (lost - self.loss)
+        self.turns += 1
+        self._recomputed = LOSS_DECAY * self._recomputed + recomputed
+        self._prompted = LOSS_DECAY * self._prompted + cached + prefilled
 
     def _end(self, info: SessionInfo, event: Event) -> None:
         del self.sessions[info.session]
