@@ -21,6 +21,7 @@ from marsbench.arrival import arrival_rng, arrivals
 from marsbench.core import PS_PER_S, Session, Turn
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.live.client import Client
+from marsbench.engine.live.core import LiveCore
 from marsbench.engine.live.driver import run_live
 from marsbench.engine.live.server import ServerCommand, free_port, running
 from marsbench.engine.live.tiny_model import write_tiny_model
@@ -55,16 +56,17 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, float]:
     plan = arrivals(
         "poisson", sessions, rate_per_s=given.rate, rng=arrival_rng(0, "bench"), params={}
     )
-    log = EventLog()
+    config, policies, log = EngineConfig(num_blocks=1 << 16), Policies(), EventLog()
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     outcome = run_live(
         sessions=sessions,
         arrivals=plan,
-        client=lambda clock: Client(url, "fake", clock=clock),
-        config=EngineConfig(num_blocks=1 << 16),
-        policies=Policies(),
+        core_factory=lambda listener: LiveCore(config, None, policies, listener),
+        connect=lambda clock: Client(url, "fake", clock=clock),
+        policies=policies,
         tools=Recorded(),
         log=log,
+        warm_up_turns=16,
     )
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     turns = build_tables(log).turns

@@ -6,3 +6,10 @@ ENGINES: dict[str, str] = {
 }
 """Virtual-time engines: name -> dotted path of an EngineCore class with the constructor
 ``(config: EngineConfig, cost: StepCost, policies: Policies, listener: CoreListener)``."""
+
+LIVE_ENGINES: dict[str, str] = {
+    "vllm": "marsbench.engine.live.core.LiveCore",
+    "openai": "marsbench.engine.live.core.LiveCore",
+}
+"""Real servers on the wall clock: name -> dotted path of a core with the same constructor, run by
+``marsbench.engine.live.engine.LiveEngine.run_cell`` instead of the virtual-time driver."""

@@ -73,6 +73,8 @@ class CompletionRequest:
 class Completion:
     """What came back. Times in picoseconds on the client's clock; -1 = did not happen."""
 
+    asked_tokens: int = 0
+    """Output tokens asked for."""
     sent_ps: int = -1
     """When the last byte of the (last) try was handed to the socket."""
     first_ps: int = -1
@@ -201,6 +203,7 @@ class Client:
         """
         body = self._encode(self._body(request))
         done = Completion() if into is None else into
+        done.asked_tokens = request.output_tokens
         try:
             async with asyncio.timeout(self.patience.total_s):
                 await self._tries(body, done, on_first)

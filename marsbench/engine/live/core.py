@@ -29,11 +29,13 @@ import aiohttp
 
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
+from marsbench.engine.cost import StepCost
 from marsbench.engine.live.client import Client, Completion, CompletionRequest, Hint
 from marsbench.engine.live.metrics import ServerMetrics, parse_metrics
 from marsbench.engine.live.prompts import Prompts
 from marsbench.errors import EngineError
 from marsbench.scheduler.base import EngineView, TurnView
+from marsbench.system import Policies
 
 UNKNOWN = -1
 POLL_S = 0.5
@@ -125,31 +127,26 @@ class LiveView:
 
 class LiveCore:
     """Sends turns to a server. An ``engine.base.EngineCore`` without ``advance``: time passes by
-    itself. Use inside a running event loop.
+    itself. ``connect`` comes before the first turn; both inside a running event loop.
     """
 
     def __init__(
         self,
-        client: Client,
-        listener: LiveListener,
         config: EngineConfig,
-        *,
-        prompts: Prompts,
-        wake: Callable[[], None],
-        hints: Hints | None = None,
+        cost: StepCost | None,
+        policies: Policies,
+        listener: LiveListener,
     ) -> None:
-        """``wake`` is called after every answer (the listener has been told by then)."""
+        """The constructor of all cores. ``cost`` and ``policies`` are for engines that run here;
+        a server's steps take the time they take, and its policies are its own.
+        """
+        self.config = config
         self._server = LiveView(config)
         self.view: EngineView = self._server
         self.stats = CoreStats(evicted_blocks=UNKNOWN)
         self.completions: list[tuple[Request, Completion]] = []
         """Every turn with its answer, in order of end."""
-        self._client = client
         self._listener = listener
-        self._config = config
-        self._prompts = prompts
-        self._wake = wake
-        self._hints = hints
         self._sequence = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._before: ServerMetrics | None = None
@@ -159,12 +156,26 @@ class LiveCore:
         self.gathered = ServerMetrics()
         """Counters of the server since ``open``, as of the last poll."""
 
+    def connect(
+        self,
+        client: Client,
+        *,
+        prompts: Prompts,
+        wake: Callable[[], None],
+        hints: Hints | None = None,
+    ) -> None:
+        """Where turns go. ``wake`` is called after every answer (the listener knows by then)."""
+        self._client = client
+        self._prompts = prompts
+        self._wake = wake
+        self._hints = hints
+
     # ---- EngineCore
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """As in the virtual engines; the server's own sizes once it has told them."""
         blocks = -(-(prompt_tokens + output_tokens - 1) // self._server.block_size)
-        fits_model = prompt_tokens + output_tokens <= self._config.max_model_len
+        fits_model = prompt_tokens + output_tokens <= self.config.max_model_len
         return fits_model and blocks <= self._server.num_blocks
 
     def submit(self, request: Request) -> None:

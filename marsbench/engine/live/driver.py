@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marsbench.core import PS_PER_S, Session
-from marsbench.engine.base import CoreStats, EngineConfig, Request
+from marsbench.engine.base import CoreStats, Request
 from marsbench.engine.driver import FOREVER, SAMPLE_PS, Driver, Telemetry
 from marsbench.engine.live.client import Client, Completion
 from marsbench.engine.live.clock import Clock
-from marsbench.engine.live.core import Hints, LiveCore
+from marsbench.engine.live.core import Hints, LiveCore, LiveListener
 from marsbench.engine.live.metrics import ServerMetrics
 from marsbench.engine.live.prompts import Prompts, Vocabulary
 from marsbench.engine.live.tools import RunningTools
+from marsbench.engine.live.warmup import warm_up
 from marsbench.engine.sessions import CallState, SessionState
 from marsbench.errors import EngineError
 from marsbench.events import Status
@@ -55,11 +56,11 @@ def run_live(
     *,
     sessions: Sequence[Session],
     arrivals: ArrivalPlan,
-    client: Callable[[Clock], Client],
-    config: EngineConfig,
+    core_factory: Callable[[LiveListener], LiveCore],
     policies: Policies,
     tools: ToolModel | ToolExecutor,
     log: EventLog,
+    connect: Callable[[Clock], Client],
     tool_cores: int = 0,
     tool_speed: float = 1.0,
     assumptions: ToolAssumptions | None = None,
@@ -68,11 +69,14 @@ def run_live(
     vocabulary: Vocabulary | None = None,
     salt: str = "",
     hints: Hints | None = None,
+    warm_up_turns: int = 0,
     scheduler_in_server: bool = False,
 ) -> LiveOutcome:
     """Run a cell against a server to its end and fill ``log``. Blocks; needs no event loop.
 
-    ``tools`` is a model (its calls then take modelled time on the wall clock) or an executor.
+    The arguments are those of ``engine.driver.run_cell`` and, for the server, ``connect``, which
+    makes its client. ``tools`` is a model (its calls then take modelled time on the wall clock) or
+    an executor. ``warm_up_turns`` are answered before time begins; EngineError if one fails.
     ``scheduler_in_server``: the server runs the system's engine-side policies itself.
     """
     if not (policies.stock_engine() or scheduler_in_server):
@@ -98,8 +102,10 @@ def run_live(
     prompts = Prompts(vocabulary, salt=salt)
 
     async def run() -> LiveOutcome:
-        async with client(clock) as connected, _opened(executor):
-            core = LiveCore(connected, driver, config, prompts=prompts, wake=woken.set, hints=hints)
+        async with connect(clock) as client, _opened(executor):
+            core = core_factory(driver)
+            core.connect(client, prompts=prompts, wake=woken.set, hints=hints)
+            await warm_up(client, core.config, turns=warm_up_turns, salt=salt)
             return await driver.run_on_wall_clock(core, clock, woken)
 
     return asyncio.run(run())

@@ -13,6 +13,7 @@ from marsbench.core import Session, SharedPrefix, ToolCall, Turn, to_ps
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.driver import run_cell
 from marsbench.engine.live.client import Client, Patience
+from marsbench.engine.live.core import LiveCore
 from marsbench.engine.live.driver import run_live
 from marsbench.engine.live.fake_server import Behaviour
 from marsbench.engine.profile import load_profile
@@ -29,17 +30,19 @@ CONFIG = EngineConfig(num_blocks=4096, max_model_len=8192)
 SAMPLES = {Kind.KV_STATS, Kind.CPU_STATS}
 
 
-def live(url: str, sessions, arrivals, *, patience=None, tools=None, policies=None, config=CONFIG):
+def live(url: str, sessions, arrivals, *, patience=None, tools=None, policies=None, warm_up=0):
     """Run sessions; the event log and the outcome."""
     log = EventLog()
+    policies = policies or Policies()
     outcome = run_live(
         sessions=sessions,
         arrivals=arrivals,
-        client=lambda clock: Client(url, "fake", clock=clock, patience=patience),
-        config=config,
-        policies=policies or Policies(),
+        core_factory=lambda listener: LiveCore(CONFIG, None, policies, listener),
+        connect=lambda clock: Client(url, "fake", clock=clock, patience=patience),
+        policies=policies,
         tools=tools or Recorded(),
         log=log,
+        warm_up_turns=warm_up,
     )
     return log, outcome
 
@@ -342,3 +345,25 @@ def test_no_server_at_all():
     )
     assert statuses(log) == {"s": Status.ERROR}
     assert outcome.completions[0][1].status == "disconnect"
+
+
+def test_warm_up_is_not_measured(fake):
+    """Warm-up turns reach the server before time begins and leave no trace in records, counters or
+    hits."""
+    session = Session("s", (Turn(600, 2),))
+    with fake(Behaviour()) as (url, server):
+        log, outcome = live(url, [session], ArrivalPlan((0,)), warm_up=3)
+        assert len(server.requests) == 4
+    assert len(outcome.completions) == 1
+    assert (outcome.server.prompt_tokens, outcome.server.hit_tokens) == (600, 0)
+    assert log.session_ids == ["s"]
+
+
+def test_wrong_address_is_told_at_once():
+    """With a warm-up an address without a server is one error before the first session."""
+    patience = Patience(max_tries=1, connect_s=0.5)
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9 does not complete .*cannot connect"):
+        live(
+            "http://127.0.0.1:9", [Session("s", (Turn(9, 2),))], ArrivalPlan((0,)),
+            patience=patience, warm_up=1,
+        )  # fmt: skip

@@ -11,6 +11,7 @@ from marsbench.core import Session, SharedPrefix, ToolCall, Turn, plan_turns, to
 from marsbench.engine.driver import run_cell
 from marsbench.engine.live.client import Client, CompletionRequest
 from marsbench.engine.live.clock import Clock
+from marsbench.engine.live.core import LiveCore
 from marsbench.engine.live.driver import run_live
 from marsbench.engine.profile import load_profile
 from marsbench.engine.sim.core import SimCore
@@ -63,12 +64,13 @@ def test_hits_lengths_and_counters(vllm_server, vllm_engine):
     outcome = run_live(
         sessions=SESSIONS,
         arrivals=ARRIVALS,
-        client=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
-        config=vllm_engine,
+        core_factory=lambda listener: LiveCore(vllm_engine, None, Policies(), listener),
+        connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
         policies=Policies(),
         tools=Recorded(),
         log=log,
         salt="hits",
+        warm_up_turns=0,
     )
     cost = load_profile("tiny-cpu").step_cost()
     run_cell(
@@ -109,8 +111,8 @@ def test_preemptions_are_counted(vllm_server, vllm_engine):
     outcome = run_live(
         sessions=sessions,
         arrivals=ArrivalPlan((0, 0, 0, 0)),
-        client=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
-        config=vllm_engine,
+        core_factory=lambda listener: LiveCore(vllm_engine, None, Policies(), listener),
+        connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
         policies=Policies(),
         tools=Recorded(),
         log=log,

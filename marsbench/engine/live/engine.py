@@ -1,0 +1,237 @@
+"""Live engines for an experiment: keeps one server for cells that need the same, runs each on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from marsbench.core import PS_PER_S, Session
+from marsbench.engine.base import CoreStats, EngineConfig, Request
+from marsbench.engine.live.client import OPENAI, VLLM, Client, Hint, Patience
+from marsbench.engine.live.clock import Clock
+from marsbench.engine.live.core import LiveCore
+from marsbench.engine.live.driver import LiveOutcome, run_live
+from marsbench.engine.live.options import LiveOptions
+from marsbench.engine.live.server import Server, ServerCommand, answers, vllm_command
+from marsbench.engine.live.tiny_model import write_tiny_model
+from marsbench.errors import EngineError
+from marsbench.records import EventLog
+from marsbench.system import Policies
+from marsbench.tools.base import ToolAssumptions, ToolModel
+from marsbench.tools.executor import ToolExecutor
+
+if TYPE_CHECKING:
+    from marsbench.arrival.base import ArrivalPlan
+
+DIALECTS = {"vllm": VLLM, "openai": OPENAI}
+
+
+class LiveEngine:
+    """Runs cells on real servers, one after the other. Use as a context manager.
+
+    ``run_cell`` has the arguments of ``engine.driver.run_cell``, so that an experiment can pass it
+    in that place.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: LiveOptions,
+        *,
+        salt: str,
+        log_folder: Path | None = None,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """``salt`` names the run: what other runs left in a server's cache is of no use to it.
+        ``log_folder`` takes the servers' logs (default: a temporary one). ``note`` is told what
+        takes long.
+        """
+        if name == "openai" and not options.url:
+            raise EngineError(
+                "engine openai needs an address: -c engine.params.url=http://HOST:PORT"
+            )
+        self._name = name
+        self._dialect = DIALECTS[name]
+        self._options = options
+        self._salt = salt
+        self._note = note
+        self._temporary = tempfile.TemporaryDirectory(prefix="marsbench-live-")
+        self._logs = log_folder or Path(self._temporary.name)
+        self._running: tuple[EngineConfig, Server] | None = None
+        self._cells = 0
+        self.reports: list[dict[str, Any]] = []
+        """What the client saw, for each cell: punctuality, failures, the server's counters."""
+        self.server_flags: dict[str, Any] = {}
+        """For the run's environment: the address, or the command line of each server started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+        self._temporary.cleanup()
+
+    def run_cell(
+        self,
+        *,
+        sessions: Sequence[Session],
+        arrivals: ArrivalPlan,
+        core_factory: Callable[[Any], LiveCore],
+        policies: Policies,
+        tools: ToolModel | ToolExecutor,
+        log: EventLog,
+        tool_cores: int = 0,
+        tool_speed: float = 1.0,
+        assumptions: ToolAssumptions | None = None,
+        priority: str = "none",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CoreStats:
+        """Run a cell to its end and fill ``log``; the server is started if it does not run yet."""
+        options = self._options
+        url, model = self._server(core_factory(None).config)
+        key = os.environ.get(options.api_key_env, "")
+        patience = Patience(idle_s=options.idle_timeout_s)
+        self._cells += 1
+        outcome = run_live(
+            sessions=sessions,
+            arrivals=arrivals,
+            core_factory=core_factory,
+            policies=policies,
+            tools=tools,
+            log=log,
+            connect=lambda clock: self._client(url, model, clock, patience, key),
+            tool_cores=tool_cores,
+            tool_speed=tool_speed,
+            assumptions=assumptions,
+            priority=priority,
+            progress=progress,
+            vocabulary=options.vocabulary,
+            salt=f"{self._salt}/{self._cells}",
+            hints=hints_of,
+            warm_up_turns=options.warm_up_turns,
+            scheduler_in_server=bool(options.scheduler_cls),
+        )
+        self.reports.append(report(outcome))
+        return outcome.stats
+
+    def _client(self, url: str, model: str, clock: Clock, patience: Patience, key: str) -> Client:
+        return Client(
+            url, model, clock=clock, dialect=self._dialect, patience=patience, api_key=key
+        )
+
+    # ---- servers
+
+    def _server(self, config: EngineConfig) -> tuple[str, str]:
+        """Address and model of a server with these flags."""
+        options = self._options
+        if options.url:
+            if not answers(options.url):
+                self._note(f"{options.url}/health does not answer 200; trying all the same")
+            model = options.model or first_model(options.url)
+            self.server_flags = {"url": options.url, "model": model}
+            return options.url, model
+        if self._running is not None and self._running[0] == config:
+            command = self._running[1].command
+            return command.url, command.model
+        self._stop()
+        command = self._command(config)
+        log_path = self._logs / f"server-{len(self.server_flags)}.log"
+        self._note(f"starting {' '.join(command.argv[2:4])} (log: {log_path})")
+        server = Server(command, log_path)
+        self._running = config, server
+        self.server_flags[f"server-{len(self.server_flags)}"] = shlex.join(command.argv)
+        server.wait_ready(options.start_timeout_s)
+        return command.url, command.model
+
+    def _command(self, config: EngineConfig) -> ServerCommand:
+        options = self._options
+        model = options.model
+        if not model:
+            folder = Path(self._temporary.name, "model")
+            model = str(write_tiny_model(folder, max_model_len=config.max_model_len))
+        return vllm_command(
+            python=Path(options.python),
+            model=model,
+            engine=config,
+            cpu=options.on_cpu(),
+            random_weights=options.random_weights or not options.model,
+            scheduler_cls=options.scheduler_cls or None,
+            extra=shlex.split(options.extra_flags),
+        )
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running[1].stop()
+            self._running = None
+
+
+def hints_of(request: Request) -> Mapping[str, Hint]:
+    """What a scheduler plug-in may know, under the names the gateway uses too. Tools and whether it
+    was the last are for the end of the turn, when an agent's server could read them in its output.
+    """
+    return {
+        "marsbench_session": request.session,
+        "marsbench_turn": request.turn_index,
+        "marsbench_arrival_s": request.session_arrival_ps / PS_PER_S,
+        "marsbench_tools": list(request.tool_names),
+        "marsbench_last": int(request.is_last),
+    }
+
+
+def first_model(url: str) -> str:
+    """The model a server names first."""
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as reply:  # noqa: S310
+            return str(json.load(reply)["data"][0]["id"])
+    except (urllib.error.URLError, OSError, ValueError, LookupError, TypeError) as error:
+        raise EngineError(
+            f"{url}/v1/models does not name a model ({error}); set engine.params.model"
+        ) from error
+
+
+def report(outcome: LiveOutcome) -> dict[str, Any]:
+    """What a reader needs to trust a live cell: was the client on time, did the lengths hold?"""
+    done = [completion for _, completion in outcome.completions]
+    late_s = np.array(outcome.send_error_s or [np.nan])
+    problems: dict[str, int] = {}
+    for completion in done:
+        for problem in completion.problems:
+            name = problem.split(":", 1)[0]
+            problems[name] = problems.get(name, 0) + 1
+    return {
+        "turns": len(done),
+        "failed_turns": sum(not completion.ok for completion in done),
+        "retried_turns": sum(completion.tries > 1 for completion in done),
+        "problems": problems,
+        "send_error_s": {
+            name: None if np.isnan(late_s[0]) else float(np.percentile(late_s, percent))
+            for name, percent in (("p50", 50), ("p99", 99), ("max", 100))
+        },
+        "wrong_prompt_lengths": sum(
+            completion.ok and completion.prompt_tokens not in {-1, request.prompt_tokens}
+            for request, completion in outcome.completions
+        ),
+        "wrong_output_lengths": sum(
+            completion.ok and completion.output_tokens != completion.asked_tokens
+            for completion in done
+        ),
+        "turns_without_server_times": sum(
+            completion.ok and completion.prefill_s is None for completion in done
+        ),
+        "server": outcome.server._asdict(),
+    }
