@@ -8,7 +8,7 @@ import dataclasses
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-import httpx
+import aiohttp
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,6 +23,7 @@ from marsbench.gateway.backends import Backend, Pool
 from marsbench.gateway.bus import EventBus, EventSink, WallClock, listeners_of
 from marsbench.gateway.control import ControlPlane
 from marsbench.gateway.endpoints import Completions, Models, SessionEnd, ToolEndpoints
+from marsbench.gateway.exchange import PATHS
 from marsbench.gateway.guard import Guard
 from marsbench.gateway.meters import Meters
 from marsbench.gateway.problems import ApiProblem, error_body
@@ -40,11 +41,8 @@ logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 REAP_S = 1.0
-API_ROUTES = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/responses": "responses",
-}
+KEEP_ALIVE_S = 3.0
+"""Of idle connections to backends; uvicorn, which vLLM runs on, closes its own after 5 s."""
 
 
 class Gateway:
@@ -165,16 +163,18 @@ class Gateway:
         self, index: int, url: str, shared: Shared, stack: contextlib.AsyncExitStack
     ) -> Backend:
         waits = self.settings.waits
-        client = httpx.AsyncClient(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            timeout=httpx.Timeout(waits.upstream_read_s, connect=waits.connect_s, pool=None),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0
+        client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=waits.connect_s, sock_read=waits.upstream_read_s
             ),
-            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
         await stack.enter_async_context(client)
         view = ReplicaView(index, shared, self._context.num_blocks, self._context.block_size)
+        url = url.rstrip("/").removesuffix("/v1")
         return Backend(index, url, client, view, is_vllm=self.settings.engine == "vllm")
 
     def _policies(self, views: Sequence[ReplicaView]) -> Policies:
@@ -248,7 +248,7 @@ class Gateway:
     def _routes(self) -> list[Route]:
         routes = []
         for prefix in ("", "/s/{session_id}"):
-            for path, api in API_ROUTES.items():
+            for api, path in PATHS.items():
                 routes.append(Route(prefix + path, Completions(self, api), methods=["POST"]))
             routes.append(Route(prefix + "/v1/models", Models(self), methods=["GET"]))
         tools = ToolEndpoints(self)

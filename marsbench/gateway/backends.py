@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 
 from marsbench.admission.base import RoutingPolicy
 from marsbench.errors import PolicyError
@@ -20,7 +20,8 @@ from marsbench.gateway.telemetry import EngineMetrics, ReplicaView, read_metrics
 logger = logging.getLogger(__name__)
 
 PROBE_S = 2.0
-MAX_METRICS_BYTES = 8 << 20
+PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_S)
+MAX_PAGE_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Backend:
 
     index: int
     url: str
-    client: httpx.AsyncClient
+    client: aiohttp.ClientSession
     view: ReplicaView
     is_vllm: bool = False
     healthy: bool = True
@@ -127,18 +128,26 @@ class Pool:
     async def _probe(self, backend: Backend) -> str:
         """Empty if the backend is well, else what is wrong."""
         try:
-            answer = await backend.client.get("/health", timeout=PROBE_S)
-            if answer.status_code == 404:  # not every OpenAI-compatible server has /health
-                answer = await backend.client.get("/v1/models", timeout=PROBE_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            status, _ = await fetch(backend, "/health")
+            if status == 404:  # not every OpenAI-compatible server has /health
+                status, _ = await fetch(backend, "/v1/models")
+        except (aiohttp.ClientError, TimeoutError) as error:
             return type(error).__name__
-        return f"health check answers {answer.status_code}" if answer.status_code >= 500 else ""
+        return f"health check answers {status}" if status >= 500 else ""
 
     async def _metrics(self, backend: Backend) -> EngineMetrics | None:
         try:
-            answer = await backend.client.get("/metrics", timeout=PROBE_S)
-        except (httpx.HTTPError, httpx.InvalidURL):
+            status, page = await fetch(backend, "/metrics")
+        except (aiohttp.ClientError, TimeoutError):
             return None
-        if answer.status_code != 200 or len(answer.content) > MAX_METRICS_BYTES:
-            return None
-        return read_metrics(answer.text)
+        return read_metrics(page.decode("utf-8", "replace")) if status == 200 else None
+
+
+async def fetch(
+    backend: Backend, path: str, headers: Sequence[tuple[str, str]] = ()
+) -> tuple[int, bytes]:
+    """GET a page of a backend, cut at MAX_PAGE_BYTES."""
+    async with backend.client.get(
+        backend.url + path, timeout=PROBE_TIMEOUT, headers=headers, allow_redirects=False
+    ) as answer:
+        return answer.status, await answer.content.read(MAX_PAGE_BYTES)

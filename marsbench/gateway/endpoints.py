@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import aiohttp
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from marsbench.core import to_s
 from marsbench.events import Status
-from marsbench.gateway.backends import PROBE_S
+from marsbench.gateway.backends import PROBE_S, fetch
 from marsbench.gateway.classify import classify
 from marsbench.gateway.exchange import Exchange, Message, Receive, Send, upstream_headers
 from marsbench.gateway.guard import Scope, read_body
@@ -86,13 +86,12 @@ class Models:
                 given, gateway.settings.upstream_key, own_auth=bool(gateway.settings.tokens)
             )
             try:
-                answer = await backend.client.get("/v1/models", headers=kept, timeout=PROBE_S)
-            except httpx.TransportError as error:
+                status, data = await fetch(backend, "/v1/models", kept)
+            except (aiohttp.ClientError, TimeoutError) as error:
                 gateway.pool.failed(index, type(error).__name__)
                 continue
-            data = answer.content
-            data = data if answer.status_code == 200 else as_openai(answer.status_code, data)
-            await _reply(send, answer.status_code, headers, data)
+            data = data if status == 200 else as_openai(status, data)
+            await _reply(send, status, headers, data)
             return
         raise ApiProblem(503, "no backend is available", code="no_backend", retry_after_s=PROBE_S)
 

@@ -36,7 +36,13 @@ PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "responses": "/v1/responses",
+    "messages": "/v1/messages",
 }
+"""API -> its path. ``messages`` is Anthropic's, which vLLM serves too."""
+STREAM_OPTIONS = {"chat", "completions"}
+"""APIs that are asked for token counts; the others always send them."""
+VLLM_FIELDS = {"chat", "completions", "responses"}
+"""APIs whose bodies carry ``session_id``, ``priority`` and ``vllm_xargs`` in vLLM."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -105,13 +111,13 @@ def upstream_body(
     body = exchange.body
     options = body.get("stream_options")
     wants = isinstance(options, dict) and options.get("include_usage") is True
-    if exchange.prompt.stream and exchange.api != "responses" and ask_usage and not wants:
+    if exchange.prompt.stream and exchange.api in STREAM_OPTIONS and ask_usage and not wants:
         extra["stream_options"] = {
             **(options if isinstance(options, dict) else {}),
             "include_usage": True,
         }
         exchange.added_usage = True
-    if is_vllm:
+    if is_vllm and exchange.api in VLLM_FIELDS:
         session = exchange.session
         given = body.get("vllm_xargs")
         extra["session_id"] = session.session_id

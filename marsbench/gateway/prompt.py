@@ -140,11 +140,18 @@ def read_prompt(api: str, body: Mapping[str, Any]) -> Prompt:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiProblem(400, "messages: expected a list of at least one message")
+    system = body.get("system") if api == "messages" else None
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
     return _message_prompt(messages, body.get("tools"), model, stream)
 
 
 def reply_print(message: Mapping[str, Any]) -> ReplyPrint:
     """Print of an assistant message that a prompt carries."""
+    blocks = [b for b in _dicts(message.get("content")) if b.get("type") in {"text", "tool_use"}]
+    if any(block["type"] == "tool_use" for block in blocks):
+        text = b"".join(_text([block]) for block in blocks if block["type"] == "text")
+        return ReplyPrint(digest(text), tuple(_tool_use(b) for b in blocks if "input" in b))
     calls = []
     for call in _dicts(message.get("tool_calls")):
         function = call.get("function")
@@ -161,8 +168,13 @@ def reply_print(message: Mapping[str, Any]) -> ReplyPrint:
 
 
 def tool_results(messages: Sequence[Any]) -> Iterator[ToolResult]:
-    """Results among messages: ``tool`` messages and the Responses API's output items."""
+    """Results among messages: ``tool`` messages, Anthropic's blocks, the Responses API's items."""
     for message in _dicts(messages):
+        for block in _dicts(message.get("content")):
+            if block.get("type") == "tool_result":
+                size = len(_text(block.get("content")))
+                used = str(block.get("tool_use_id") or "")
+                yield ToolResult(used, size, block.get("is_error") is True)
         if message.get("role") == "tool":
             call_id, content = message.get("tool_call_id"), message.get("content")
         elif str(message.get("type", "")).endswith("_call_output"):
@@ -244,6 +256,17 @@ def _text(content: Any) -> bytes:
         else:
             found.append(_encode(part))
     return b"".join(found)
+
+
+def arguments_digest(arguments: Any) -> bytes:
+    """Digest of tool arguments that are an object, whatever way its text was written."""
+    return digest(_encode(arguments))
+
+
+def _tool_use(block: Mapping[str, Any]) -> tuple[str, str, bytes]:
+    """Print of a call as Anthropic's API carries it."""
+    name = str(block.get("name") or "")
+    return str(block.get("id") or ""), name, arguments_digest(block.get("input"))
 
 
 def _role(message: Any) -> str:

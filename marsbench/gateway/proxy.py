@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import httpx
+import aiohttp
 
 from marsbench.core import to_s
 from marsbench.gateway.backends import Backend, Pool
@@ -31,6 +32,7 @@ from marsbench.gateway.settings import GatewaySettings
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_BYTES = 1 << 20
+LARGE_BYTES = 1 << 20
 STREAM_TYPE = "text/event-stream"
 CLOSED_BY_CLIENT = 499
 
@@ -156,21 +158,21 @@ class Proxy:
         """Send the request upstream and the answer back; returns the status."""
         response, backend = await self._open(exchange)
         try:
-            if response.status_code >= 500:
-                self._pool.failed(backend.index, f"answers {response.status_code}")
+            if response.status >= 500:
+                self._pool.failed(backend.index, f"answers {response.status}")
             else:
                 self._pool.succeeded(backend.index)
-            if response.status_code != 200:
+            if response.status != 200:
                 return await self._pass_error(exchange, response)
             if response.headers.get("content-type", "").startswith(STREAM_TYPE):
                 await self._pass_stream(exchange, response, reply, backend)
             else:
                 await self._pass_whole(exchange, response, reply)
         finally:
-            await response.aclose()
+            response.close()  # keeps the connection if the answer was read to its end
         return 200
 
-    async def _open(self, exchange: Exchange) -> tuple[httpx.Response, Backend]:
+    async def _open(self, exchange: Exchange) -> tuple[aiohttp.ClientResponse, Backend]:
         """The backend's response head. Only what was never sent is tried elsewhere."""
         session = exchange.session
         tried: set[int] = set()
@@ -178,10 +180,8 @@ class Proxy:
             assert session.backend is not None
             backend = self._pool.backends[session.backend]
             try:
-                return await backend.client.send(
-                    self._request(exchange, backend), stream=True
-                ), backend
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                return await self._post(exchange, backend), backend
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 self._pool.failed(backend.index, type(error).__name__)
                 tried.add(backend.index)
                 other = self._pool.reroute(session, tried)
@@ -194,18 +194,18 @@ class Proxy:
                     ) from error
                 self._meters.retries.inc()
                 self._control.moved(session, other)
-            except httpx.TimeoutException as error:
+            except TimeoutError as error:
                 self._pool.failed(backend.index, type(error).__name__)
                 raise ApiProblem(
                     504, "the backend did not answer in time", code="timeout"
                 ) from error
-            except httpx.TransportError as error:
+            except aiohttp.ClientError as error:
                 self._pool.failed(backend.index, type(error).__name__)
                 raise ApiProblem(
                     502, "the backend closed the connection before it answered", code="upstream"
                 ) from error
 
-    def _request(self, exchange: Exchange, backend: Backend) -> httpx.Request:
+    async def _post(self, exchange: Exchange, backend: Backend) -> aiohttp.ClientResponse:
         settings = self._settings
         hints = EngineHints(self._priority(exchange.session))
         content = upstream_body(
@@ -214,28 +214,32 @@ class Proxy:
         headers = upstream_headers(
             exchange.headers, settings.upstream_key, own_auth=bool(settings.tokens)
         )
-        return backend.client.build_request(
-            "POST", PATHS[exchange.api], content=content, headers=headers
+        # a file is sent in pieces, so that a long prompt does not hold up other streams
+        data = content if len(content) < LARGE_BYTES else io.BytesIO(content)
+        return await backend.client.post(
+            backend.url + PATHS[exchange.api], data=data, headers=headers, allow_redirects=False
         )
 
-    async def _pass_error(self, exchange: Exchange, response: httpx.Response) -> int:
+    async def _pass_error(self, exchange: Exchange, response: aiohttp.ClientResponse) -> int:
         try:
             data = await _read(response, MAX_ERROR_BYTES)
-        except httpx.TransportError:
+        except (aiohttp.ClientError, TimeoutError):
             data = b""
-        status = response.status_code if response.status_code >= 400 else 502
+        status = response.status if response.status >= 400 else 502
         headers = [(b"content-type", b"application/json")]
         if "retry-after" in response.headers:
             headers.append((b"retry-after", response.headers["retry-after"].encode()))
         await exchange.whole(status, headers, as_openai(status, data))
         return status
 
-    async def _pass_whole(self, exchange: Exchange, response: httpx.Response, reply: Reply) -> None:
+    async def _pass_whole(
+        self, exchange: Exchange, response: aiohttp.ClientResponse, reply: Reply
+    ) -> None:
         try:
             data = await _read(response, self._settings.limits.body_bytes)
-        except httpx.TimeoutException as error:
+        except TimeoutError as error:
             raise ApiProblem(504, "the backend stopped answering", code="timeout") from error
-        except httpx.TransportError as error:
+        except aiohttp.ClientError as error:
             raise ApiProblem(502, "the backend broke off its answer", code="upstream") from error
         reply.feed(data)
         if reply.garbage:
@@ -243,16 +247,16 @@ class Proxy:
             raise ApiProblem(502, "the backend's answer is not JSON", code="bad_upstream_json")
         self._control.first_token(exchange.session)
         self._meters.ttft_s.observe(self._since(exchange))
-        await exchange.whole(200, downstream_headers(response.headers.raw), data)
+        await exchange.whole(200, downstream_headers(response.raw_headers), data)
 
     async def _pass_stream(
-        self, exchange: Exchange, response: httpx.Response, reply: Reply, backend: Backend
+        self, exchange: Exchange, response: aiohttp.ClientResponse, reply: Reply, backend: Backend
     ) -> None:
-        await exchange.start(200, downstream_headers(response.headers.raw))
+        await exchange.start(200, downstream_headers(response.raw_headers))
         splitter = EventSplitter()
         seen = False
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in response.content.iter_any():
                 events = splitter.feed(chunk)
                 out = b"".join([e for e in events if not self._hidden(exchange, reply, e)])
                 if not seen and reply.events:
@@ -261,9 +265,9 @@ class Proxy:
                     self._meters.ttft_s.observe(self._since(exchange))
                 if out:
                     await exchange.write(out)
-        except httpx.TransportError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             self._pool.failed(backend.index, type(error).__name__)
-            late = isinstance(error, httpx.TimeoutException)
+            late = isinstance(error, TimeoutError)
             await self._break_off(exchange, reply, 504 if late else 502)
             return
         if reply.garbage:
@@ -295,10 +299,10 @@ def estimate_output(reply: Reply, session: LiveSession) -> int:
     return max(1, reply.events if reply.events > 1 else by_length)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    async for part in response.aiter_raw():
+    async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > limit:

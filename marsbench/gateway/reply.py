@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from marsbench.gateway.prompt import ReplyPrint, digest
+from marsbench.gateway.prompt import ReplyPrint, arguments_digest, digest
 
 MAX_NAME_CHARS = 64
 COMMAND_CHARS = 400
@@ -25,14 +25,27 @@ class Call:
     """Only its first COMMAND_CHARS."""
     arguments_bytes: int = 0
     hasher: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    fragments: list[str] | None = None
+    """All of the arguments, where their print is that of the object (Anthropic's API)."""
 
     def add_arguments(self, text: str) -> None:
         """Take a fragment in."""
         data = text.encode("utf-8", "surrogatepass")
         self.arguments_bytes += len(data)
         self.hasher.update(data)
+        if self.fragments is not None:
+            self.fragments.append(text)
         if len(self.arguments) < COMMAND_CHARS:
             self.arguments = (self.arguments + text)[:COMMAND_CHARS]
+
+    def print(self) -> bytes:
+        """Digest of the arguments, as ``ReplyPrint`` has it."""
+        if self.fragments is None:
+            return bytes(self.hasher.digest())
+        try:
+            return arguments_digest(msgspec.json.decode("".join(self.fragments) or "{}"))
+        except (msgspec.DecodeError, UnicodeError):
+            return bytes(self.hasher.digest())
 
 
 class _Function(msgspec.Struct):
@@ -72,10 +85,17 @@ class _Usage(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _Item(msgspec.Struct):
+    """An output item of the Responses API or a content block of Anthropic's."""
+
     type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    input: Any = None
     id: str | None = None
     call_id: str | None = None
     name: str | None = None
@@ -103,6 +123,11 @@ class _Chunk(msgspec.Struct):
     item: _Item | None = None
     response: _Response | None = None
     output: list[_Item] | None = None
+    index: int = 0
+    message: _Response | None = None
+    content_block: _Item | None = None
+    content: list[_Item] | None = None
+    stop_reason: str | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Chunk)
@@ -135,7 +160,7 @@ class Reply:
 
     def print(self) -> ReplyPrint:
         """How a later prompt would carry it, if verbatim."""
-        calls = tuple((c.call_id, c.name, c.hasher.digest()) for c in self.calls.values())
+        calls = tuple((c.call_id, c.name, c.print()) for c in self.calls.values())
         return ReplyPrint(self._text.digest(), calls)
 
     def feed(self, data: bytes) -> bool:
@@ -147,19 +172,58 @@ class Reply:
             return False
         if chunk.error is not None:
             self.error = "the backend reported an error"
-        before = self.output_bytes
-        if chunk.type is not None and chunk.choices is None:
-            self._responses_event(chunk)
+        before = self.text_bytes + self.reasoning_bytes + len(self.calls)
+        kind = chunk.type
+        if kind is None or chunk.choices is not None:
+            self._object(chunk)
+        elif kind.startswith(("message", "content_block")):
+            self._anthropic(kind, chunk)
         else:
-            self.response_id = chunk.id or self.response_id
-            for choice in chunk.choices or ():
-                self._choice(choice)
-            for item in chunk.output or ():
-                self._item(item)
-            self._usage(chunk.usage)
-        if self.output_bytes > before:
+            self._responses_event(kind, chunk)
+        if self.text_bytes + self.reasoning_bytes + len(self.calls) > before:
             self.events += 1
         return chunk.usage is not None and chunk.choices == []
+
+    def _object(self, chunk: _Chunk) -> None:
+        """A chat, completion or Responses object, or a chunk of the first two."""
+        self.response_id = chunk.id or self.response_id
+        for choice in chunk.choices or ():
+            self._choice(choice)
+        for item in chunk.output or ():
+            self._item(item)
+        self._usage(chunk.usage)
+
+    def _anthropic(self, kind: str, chunk: _Chunk) -> None:
+        """A message of Anthropic's API, or an event of its stream."""
+        if kind == "message_start" and chunk.message is not None:
+            self.response_id = chunk.message.id or ""
+            self._usage(chunk.message.usage)
+        elif kind == "content_block_start" and chunk.content_block is not None:
+            self._block(chunk.index, chunk.content_block)
+        elif kind == "content_block_delta" and isinstance(chunk.delta, dict):
+            self._add_text(str(chunk.delta.get("text") or ""))
+            self.reasoning_bytes += len(str(chunk.delta.get("thinking") or ""))
+            if chunk.index in self.calls:
+                self.calls[chunk.index].add_arguments(str(chunk.delta.get("partial_json") or ""))
+        elif kind in {"message", "message_delta"}:
+            self.response_id = chunk.id or self.response_id
+            for index, block in enumerate(chunk.content or ()):
+                self._block(index, block)
+            if isinstance(chunk.delta, dict):
+                self.finish_reason = str(chunk.delta.get("stop_reason") or self.finish_reason)
+            self.finish_reason = chunk.stop_reason or self.finish_reason
+            self._usage(chunk.usage)
+
+    def _block(self, index: int, block: _Item) -> None:
+        """A content block: whole, or the start of one whose rest follows."""
+        if block.type == "tool_use":
+            call = Call(block.id or "", (block.name or "")[:MAX_NAME_CHARS], fragments=[])
+            if block.input:
+                call.add_arguments(msgspec.json.encode(block.input).decode())
+            self.calls[index] = call
+        else:
+            self._add_text(block.text or "")
+            self.reasoning_bytes += len(block.thinking or "")
 
     def _choice(self, choice: _Choice) -> None:
         self.finish_reason = choice.finish_reason or self.finish_reason
@@ -188,8 +252,7 @@ class Reply:
         if arguments:
             call.add_arguments(arguments)
 
-    def _responses_event(self, chunk: _Chunk) -> None:
-        kind = chunk.type or ""
+    def _responses_event(self, kind: str, chunk: _Chunk) -> None:
         if kind == "response.output_text.delta" and isinstance(chunk.delta, str):
             self._add_text(chunk.delta)
         elif kind.startswith("response.reasoning") and isinstance(chunk.delta, str):
@@ -224,6 +287,9 @@ class Reply:
             return
         prompt = usage.input_tokens if usage.prompt_tokens is None else usage.prompt_tokens
         output = usage.output_tokens if usage.completion_tokens is None else usage.completion_tokens
+        if prompt is not None and usage.cache_read_input_tokens is not None:
+            self.cached_tokens = usage.cache_read_input_tokens
+            prompt += self.cached_tokens + (usage.cache_creation_input_tokens or 0)
         details = usage.prompt_tokens_details or usage.input_tokens_details
         self.prompt_tokens = prompt if prompt is not None else self.prompt_tokens
         self.output_tokens = output if output is not None else self.output_tokens
