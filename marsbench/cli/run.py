@@ -40,8 +40,10 @@ def run(
     sessions: Annotated[int | None, typer.Option("--sessions", "-n", help="Per cell.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of repetitions.")] = None,
     split: Annotated[str | None, typer.Option(help="all, tuning or reporting.")] = None,
-    engine: Annotated[str | None, typer.Option(help="sim or vllm-core.")] = None,
-    tools: Annotated[str | None, typer.Option(help="recorded or modelled.")] = None,
+    engine: Annotated[str | None, typer.Option(help="sim, vllm-core, vllm or openai.")] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="recorded, modelled, process or docker.")
+    ] = None,
     arrival: Annotated[str | None, typer.Option(help="Arrival process.")] = None,
     driver: Annotated[str | None, typer.Option(help="replay.")] = None,
     config: Annotated[

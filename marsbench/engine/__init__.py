@@ -13,3 +13,9 @@ LIVE_ENGINES: dict[str, str] = {
 }
 """Real servers on the wall clock: name -> dotted path of a core with the same constructor, run by
 ``marsbench.engine.live.engine.LiveEngine.run_cell`` instead of the virtual-time driver."""
+
+LIVE_SUMMARIES: dict[str, str] = {
+    "vllm": "A real vLLM server on the wall clock: started with the profile's flags, or at a URL.",
+    "openai": "Any OpenAI-compatible server at a URL, on the wall clock.",
+}
+"""One line about each live engine."""

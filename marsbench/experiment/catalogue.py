@@ -28,9 +28,9 @@ def _importers() -> dict[str, str]:
 
 
 def _engines() -> dict[str, str]:
-    from marsbench.engine import ENGINES
+    from marsbench.engine import ENGINES, LIVE_SUMMARIES
 
-    return _first_lines(ENGINES)
+    return {**_first_lines(ENGINES), **LIVE_SUMMARIES}
 
 
 def _profiles() -> dict[str, str]:
@@ -46,9 +46,9 @@ def _arrivals() -> dict[str, str]:
 
 
 def _tools() -> dict[str, str]:
-    from marsbench.tools import TOOL_MODELS
+    from marsbench.tools import TOOL_EXECUTORS, TOOL_MODELS
 
-    return _first_lines(TOOL_MODELS)
+    return _first_lines({**TOOL_MODELS, **TOOL_EXECUTORS})
 
 
 def _metrics() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from marsbench.experiment.wiring import (
     Setup,
     check_flags,
     deployment,
+    in_virtual_time,
+    is_live,
     numbers,
     try_out,
 )
@@ -82,13 +84,13 @@ class Lab:
     def check(self) -> None:
         """Raise for every name and flag that is wrong, before anything is computed."""
         from marsbench.registry import unknown
-        from marsbench.tools import TOOL_MODELS
+        from marsbench.tools import TOOL_EXECUTORS, TOOL_MODELS
 
         config = self.config
-        if config.tools.name not in TOOL_MODELS:
-            raise unknown("tool model", config.tools.name, TOOL_MODELS)
+        if config.tools.name not in {**TOOL_MODELS, **TOOL_EXECUTORS}:
+            raise unknown("tool model", config.tools.name, {**TOOL_MODELS, **TOOL_EXECUTORS})
         for profile in config.profile:
-            setup = Setup.of(config, profile, config.tool_cores[0])
+            setup = self._in_time(Setup.of(config, profile, config.tool_cores[0]))
             for name, (_, system) in self.systems.items():
                 try_out(setup, system, config.params.get(name), run_cell=self.run_cell)
         names = [self.workload(spec).name for spec in config.workload]
@@ -173,7 +175,7 @@ class Lab:
             f"capacity of {self.workload(spec).name} on {profile}, {_cores(tool_cores)}"
         )
         engine = deployment(profile)[0].engine_config(
-            **check_flags("engine.params", self.config.engine.params)
+            **check_flags("engine.params", setup.engine_flags)
         )
         peak = [max(p.prompt_tokens + p.output_tokens for p in plan_turns(s)) for s in sessions]
         mean_peak_tokens = sum(peak) / len(peak)
@@ -197,7 +199,7 @@ class Lab:
         """Session id -> ideal latency of a point's sessions."""
         key = (point.workload, point.profile, point.tool_cores, point.seed)
         if key not in self._ideals:
-            setup = Setup.of(self.config, point.profile, point.tool_cores)
+            setup = self._in_time(Setup.of(self.config, point.profile, point.tool_cores))
             name = self.workload(point.workload).name
 
             def measure(chunks: Any) -> list[list[float | None]]:
@@ -289,7 +291,14 @@ class Lab:
         """Loads and tuned parameters are found in ``sim`` whatever engine the cells run on, so that
         one load is one rate, and one system is the same system, on all of them.
         """
-        return replace(Setup.of(self.config, profile, tool_cores), engine="sim")
+        return in_virtual_time(Setup.of(self.config, profile, tool_cores))
+
+    @staticmethod
+    def _in_time(setup: Setup) -> Setup:
+        """Ideal latencies come from the cells' own engine if it is virtual. On a server each session
+        alone would take its time on the wall: there the profile's simulation stands for it.
+        """
+        return in_virtual_time(setup) if is_live(setup.engine) else setup
 
     def _inputs(self, setup: Setup, *packages: str) -> dict[str, Any]:
         """What any simulation on a deployment depends on besides sessions and system."""

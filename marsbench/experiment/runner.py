@@ -5,26 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marsbench import registry
 from marsbench.config import ExperimentConfig, config_digest, dump_config, load_config
 from marsbench.core import to_s
 from marsbench.environment import environment
-from marsbench.errors import ConfigError, MarsbenchError, ResultsError
+from marsbench.errors import ConfigError, EngineError, MarsbenchError, ResultsError
 from marsbench.experiment import tasks
 from marsbench.experiment.cells import Cell, grid
 from marsbench.experiment.lab import Lab, Reporter
 from marsbench.experiment.memo import Memo
 from marsbench.experiment.pool import Pool
-from marsbench.experiment.wiring import RunCell, Setup, deployment
+from marsbench.experiment.wiring import RunCell, Setup, deployment, is_live
 from marsbench.metrics import Cut
 from marsbench.runfolder import RunFolder, read_summary
 from marsbench.tables import CellKey
+
+if TYPE_CHECKING:
+    from marsbench.engine.live.engine import LiveEngine
 
 OWN_FILES = (
     "config.yaml", "environment.json", "summary.json", "report.html",
@@ -69,10 +73,10 @@ def run_experiment(
     """
     config = absolute_paths(config)
     memo = Memo(cache, reporter.note)
-    with Pool(jobs) as pool:
+    run_id = new_run_id(config)
+    with Pool(jobs) as pool, live_engine(config, run_id, reporter) as live:
         lab = Lab(config, memo, pool, reporter, run_cell)
         lab.check()
-        run_id = new_run_id(config)
         path = out or Path("out") / run_id
         before = _look(path, config, resume=resume, overwrite=overwrite)
         folder = RunFolder(path, before.run_id or run_id)
@@ -84,21 +88,50 @@ def run_experiment(
             result.summary = read_summary(path)
             return result
         left = [cell for cell in cells if cell.index not in folder.finished_cells()]
-        work = [_task(lab, folder, cell, jobs) for cell in left]
+        work = [_task(lab, folder, cell, jobs, live) for cell in left]
         folder.write_json("environment.json", _environment(lab, folder.run_id, cells))
-        _run_cells(lab, left, work, result)
+        _run_cells(lab, left, work, result, pool if live is None else Pool(1))
+        if live is not None:
+            flags = live.server_flags
+            folder.write_json("environment.json", _environment(lab, folder.run_id, cells, flags))
         folder.finish(complete=result.complete)
         result.summary = read_summary(path)
     return result
 
 
+@contextmanager
+def live_engine(
+    config: ExperimentConfig, run_id: str, reporter: Reporter
+) -> Iterator[LiveEngine | None]:
+    """The servers of an experiment on a live engine, stopped afterwards; None for other engines."""
+    if not is_live(config.engine.name):
+        yield None
+        return
+    try:
+        from marsbench.engine.live.engine import LiveEngine
+    except ImportError as error:
+        raise EngineError(
+            f"engine {config.engine.name!r} cannot be loaded: {error}; "
+            "pip install 'marsbench[live]'"
+        ) from error
+    from marsbench.engine.live.options import split_options
+
+    options, _ = split_options(config.engine.params)
+    with LiveEngine(config.engine.name, options, salt=run_id, note=reporter.note) as live:
+        yield live
+
+
 def _run_cells(
-    lab: Lab, cells: Sequence[Cell], work: Sequence[tasks.CellTask], result: RunResult
+    lab: Lab,
+    cells: Sequence[Cell],
+    work: Sequence[tasks.CellTask],
+    result: RunResult,
+    pool: Pool,
 ) -> None:
     reporter = lab.reporter
     reporter.begin(len(cells), sum(len(task.sessions) for task in work))
     try:
-        outcomes = lab.pool.settle(tasks.cell, work, (MarsbenchError,))
+        outcomes = pool.settle(tasks.cell, work, (MarsbenchError,))
         for cell, outcome in zip(cells, outcomes, strict=True):
             if isinstance(outcome, MarsbenchError):
                 result.failures.append((cell, outcome))
@@ -117,7 +150,9 @@ def _run_cells(
         reporter.end()
 
 
-def _task(lab: Lab, folder: RunFolder, cell: Cell, jobs: int) -> tasks.CellTask:
+def _task(
+    lab: Lab, folder: RunFolder, cell: Cell, jobs: int, live: LiveEngine | None
+) -> tasks.CellTask:
     point, config = cell.point, lab.config
     chosen, system = lab.systems[cell.system]
     sessions = lab.cell_sessions(point)
@@ -144,8 +179,9 @@ def _task(lab: Lab, folder: RunFolder, cell: Cell, jobs: int) -> tasks.CellTask:
         ideal_s=lab.ideals(point),
         cut=Cut(config.cut.warmup_s, config.cut.cooldown_s),
         labels={name: value for name, value in labels.items() if value},
-        run_cell=lab.run_cell,
-        progress=_Ticker(lab.reporter) if jobs == 1 else None,
+        run_cell=lab.run_cell if live is None else live.run_cell,
+        progress=_Ticker(lab.reporter) if jobs == 1 or live is not None else None,
+        measured=None if live is None else lambda: {"live": live.reports[-1]},
     )
 
 
@@ -168,7 +204,9 @@ def _outline(entry: Mapping[str, Any]) -> str:
     return f"{latency}, {counts['completed']}/{counts['arrived']} sessions{failed}"
 
 
-def _environment(lab: Lab, run_id: str, cells: Sequence[Cell]) -> dict[str, Any]:
+def _environment(
+    lab: Lab, run_id: str, cells: Sequence[Cell], server_flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What the results depend on besides the config, and what was measured on the way."""
     config = lab.config
     inputs, provenance = {}, {}
@@ -184,6 +222,7 @@ def _environment(lab: Lab, run_id: str, cells: Sequence[Cell]) -> dict[str, Any]
     return environment(
         seeds=range(config.first_seed, config.first_seed + config.seeds),
         input_sha256=inputs,
+        server_flags=server_flags,
         extra={
             "run_id": run_id,
             "config_digest": config_digest(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,8 @@ class CellTask:
     labels: Mapping[str, bool]
     run_cell: RunCell | None = None
     progress: Progress | None = None
+    measured: Callable[[], Mapping[str, Any]] | None = None
+    """Asked after the run for what else belongs to the cell's entry."""
 
 
 def rate(task: RateTask) -> float:
@@ -132,6 +134,8 @@ def cell(task: CellTask) -> dict[str, Any]:
     )
     entry = summarise(task.key, tables, facts, task.cut)
     entry |= task.labels
+    if task.measured is not None:
+        entry |= task.measured()
     if params:
         entry["params"] = dict(params)
     if len(tried) > 1:

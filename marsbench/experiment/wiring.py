@@ -20,7 +20,14 @@ from marsbench.events import Kind, Status
 from marsbench.records import EventLog
 from marsbench.registry import load, unknown
 from marsbench.system import Policies, System, stock
-from marsbench.tools import ToolAssumptions, make_tool_model
+from marsbench.tools import (
+    TOOL_EXECUTORS,
+    ToolAssumptions,
+    ToolExecutor,
+    ToolModel,
+    make_tool_executor,
+    make_tool_model,
+)
 from marsbench.tools.base import CPU_SHARE
 
 Progress = Callable[[int, int], None]
@@ -92,7 +99,7 @@ def simulate(
     profile, cost = deployment(setup.profile)
     flags, found_params = split_params(system, params)
     engine = profile.engine_config(
-        **{**system.engine, **check_flags("engine.params", setup.engine_flags), **flags}
+        **{**system.engine, **check_flags("engine.params", engine_flags(setup)), **flags}
     )
     given = found_params if policy_params is None else policy_params
     policies = _policies(setup, system, given, engine, sessions, seed)
@@ -104,7 +111,7 @@ def simulate(
             arrivals=arrivals,
             core_factory=lambda listener: core(engine, cost, policies, listener),
             policies=policies,
-            tools=make_tool_model(setup.tools, setup.tool_cores),
+            tools=_tools(setup),
             tool_cores=setup.tool_cores,
             tool_speed=setup.tool_speed,
             assumptions=assumptions(setup),
@@ -116,6 +123,44 @@ def simulate(
         error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
         raise
     return Outcome(log, stats, engine)
+
+
+def is_live(engine: str) -> bool:
+    """Whether an engine is a real server on the wall clock."""
+    from marsbench.engine import LIVE_ENGINES
+
+    return engine in LIVE_ENGINES
+
+
+def engine_flags(setup: Setup) -> Mapping[str, Value]:
+    """``engine.params`` without what only says where a live engine's server is."""
+    if not is_live(setup.engine):
+        return setup.engine_flags
+    from marsbench.engine.live.options import split_options
+
+    return split_options(setup.engine_flags)[1]
+
+
+def in_virtual_time(setup: Setup) -> Setup:
+    """The same deployment in ``sim``, with modelled tools in place of ones that really run."""
+    return dataclasses.replace(
+        setup,
+        engine="sim",
+        engine_flags=engine_flags(setup),
+        tools="modelled" if setup.tools in TOOL_EXECUTORS else setup.tools,
+    )
+
+
+def _tools(setup: Setup) -> ToolModel | ToolExecutor:
+    """Tools in virtual time, or for live engines also tools that really run."""
+    if setup.tools not in TOOL_EXECUTORS:
+        return make_tool_model(setup.tools, setup.tool_cores)
+    if not is_live(setup.engine):
+        raise ConfigError(
+            f"tool model {setup.tools!r} really runs, so it needs a live engine (vllm, openai); "
+            f"engine {setup.engine} has 'modelled' and 'recorded'"
+        )
+    return make_tool_executor(setup.tools, setup.tool_cores)
 
 
 def try_out(
@@ -257,11 +302,12 @@ def check_flags(where: str, flags: Mapping[str, Value]) -> dict[str, Flag]:
 
 def engine_class(name: str) -> Any:
     """The core class of an engine; EngineError if its package is not installed."""
-    from marsbench.engine import ENGINES
+    from marsbench.engine import ENGINES, LIVE_ENGINES
 
-    if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
-    module, _, attribute = ENGINES[name].rpartition(".")
+    known = {**ENGINES, **LIVE_ENGINES}
+    if name not in known:
+        raise unknown("engine", name, known)
+    module, _, attribute = known[name].rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:

@@ -184,6 +184,6 @@ def test_engines_are_registered():
     for path in LIVE_ENGINES.values():
         module, _, attribute = path.rpartition(".")
         core = getattr(importlib.import_module(module), attribute)(CONFIG, None, Policies(), None)
-        assert core.fits(3000, 1000)
-        assert not core.fits(4000, 1000)
+        assert core.fits(1000, 600), "100 blocks of 16"
+        assert not core.fits(1000, 602)
         assert core.idle()

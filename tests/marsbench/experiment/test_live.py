@@ -1,0 +1,134 @@
+"""`marsbench run` on a live engine: the same commands, folders and metrics as in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from typer.testing import CliRunner
+
+from marsbench.cli import app
+from marsbench.config import load_config
+from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.errors import ConfigError
+from marsbench.experiment.lab import Lab
+from marsbench.experiment.memo import Memo
+from marsbench.experiment.pool import Pool
+
+SESSION = {
+    "trace_version": 1,
+    "agent": "a",
+    "model": "m",
+    "turns": [
+        {
+            "new_input_tokens": 300,
+            "output_tokens": 6,
+            "tools": [{"name": "pytest", "class": "test", "wall_s": 0.05, "cpu_s": 0.02}],
+        },
+        {"new_input_tokens": 100, "output_tokens": 4, "tools": []},
+    ],
+}
+
+
+@pytest.fixture
+def url():
+    """The address of a fake server."""
+    started, found = threading.Event(), {}
+
+    async def serve():
+        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
+        server = FakeServer(Behaviour(ttft_s=0.01, itl_s=0.001, num_blocks=512, block_size=128))
+        async with serving(server) as found["url"]:
+            started.set()
+            await found["stop"].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(10)
+    yield found["url"]
+    found["loop"].call_soon_threadsafe(found["stop"].set)
+    thread.join()
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """Six sessions of two turns."""
+    path = tmp_path / "small.jsonl"
+    lines = [json.dumps({**SESSION, "session_id": f"s{k}"}) for k in range(6)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(trace, tmp_path, *more: str):
+    """`marsbench run` on the tiny profile."""
+    arguments = ["run", "-w", str(trace), "--profile", "tiny-cpu", "--split", "all", "-n", "6"]
+    arguments += ["--out", str(tmp_path / "out"), "--quiet", "--no-cache", *more]
+    return CliRunner().invoke(app, arguments)
+
+
+def test_run_on_a_url(trace, tmp_path, url):
+    """Two systems on a live engine with real tools: cells with all metrics, the client's report, the
+    server's address, and ideals from the simulator."""
+    done = run(
+        trace, tmp_path, "-s", "vllm", "-s", "concur", "--engine", "vllm", "--rate", "20",
+        "--tools", "process", "--tool-cores", "1", "-c", f"engine.params.url={url}", "--jobs", "2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    assert [(cell["system"], cell["engine"]) for cell in cells] == [
+        ("vllm", "vllm"),
+        ("concur", "vllm"),
+    ]
+    for cell in cells:
+        assert cell["sessions"] == {"arrived": 6, "completed": 6, "failed": 0}
+        assert cell["live"]["turns"] == 12
+        assert cell["live"]["failed_turns"] == cell["live"]["wrong_prompt_lengths"] == 0
+        assert cell["metrics"]["session_slowdown"]["mean"] > 0
+        assert cell["metrics"]["ttft_s"]["p50"] >= 0.01
+        assert sum(cell["metrics"]["latency_breakdown_s"].values()) == pytest.approx(
+            cell["metrics"]["session_latency_s"]["mean"]
+        )
+    environment = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert environment["server_flags"] == {"url": url, "model": "fake"}
+
+
+def test_system_inside_the_engine_is_refused(trace, tmp_path, url):
+    """A system that schedules inside the engine fails its cell with what to do; the other cell is
+    kept, and the exit status says that something failed."""
+    done = run(
+        trace, tmp_path, "-s", "vllm", "-s", "autellix", "--engine", "openai", "--rate", "20",
+        "-c", f"engine.params.url={url}",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "scheduler class" in str(done.exception or done.output) + done.output
+    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    assert [cell["system"] for cell in cells] == ["vllm"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["engine=sim", "tools=process"], "needs a live engine"),
+        (["engine=vllm", "engine.params.modell=x"], "did you mean 'model'"),
+        (["engine=vllm", "tools=dockr"], "did you mean 'docker'"),
+        (["engine=vlm"], "unknown engine 'vlm'"),
+    ],
+)
+def test_wrong_names(trace, overrides, words):
+    """Tools that really run need a live engine, and names are checked before a server is started."""
+
+    class Silent:
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    config = load_config(
+        flags={"workload": [str(trace)], "profile": ["tiny-cpu"], "split": "all"},
+        overrides=overrides,
+    )
+    with Pool(1) as pool, pytest.raises(ConfigError, match=words):
+        Lab(config, Memo(None, print), pool, Silent()).check()
