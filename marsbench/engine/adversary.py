@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from marsbench.core import Session, SharedPrefix, Turn
+from marsbench.core import Session, SharedPrefix, Turn, to_ps
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.parity import Script, scripts
 from marsbench.events import Event
@@ -20,6 +20,8 @@ from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, Turn
 from marsbench.system import Policies
 
 MAX_MODEL_LEN = 60_000
+UNTIL_PS = to_ps(60.0)
+"""Cases are cut here: some policies preempt each other's turns for ever, in any engine."""
 T = TypeVar("T")
 
 

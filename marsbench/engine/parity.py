@@ -54,6 +54,7 @@ class RunLog:
     moments: list[Moment] = field(default_factory=list)
     stats: CoreStats = field(default_factory=CoreStats)
     finished: list[tuple[Request, int]] = field(default_factory=list)
+    ttfts_ps: list[int] = field(default_factory=list)
     forward: CoreListener | None = None
     """Whom to tell everything as well: the driver of a full cell."""
 
@@ -88,6 +89,7 @@ class RunLog:
 
     def on_first_token(self, request: Request, at_ps: int) -> None:
         self._note("first token", request, at_ps)
+        self.ttfts_ps.append(at_ps - request.ready_ps)
         if self.forward is not None:
             self.forward.on_first_token(request, at_ps)
 
@@ -147,8 +149,14 @@ def scripts(sessions: Sequence[Session]) -> list[Script]:
     return made
 
 
-def run(make: CoreFactory, sessions: Sequence[Script], *, traced: bool = True) -> RunLog:
-    """Play the sessions on a new core. Untraced, a core may skip over steps."""
+def run(
+    make: CoreFactory,
+    sessions: Sequence[Script],
+    *,
+    traced: bool = True,
+    until_ps: int = FOREVER_PS,
+) -> RunLog:
+    """Play the sessions on a new core, at most until a time. Untraced, a core may skip over steps."""
     log = RunLog()
     core = make(log)
     core.trace = log if traced else None
@@ -159,11 +167,11 @@ def run(make: CoreFactory, sessions: Sequence[Script], *, traced: bool = True) -
             raise EngineError(f"session {number}: its context of {largest} tokens does not fit")
         heapq.heappush(due, (script.arrival_ps, number, 0))
     now_ps, seen = 0, 0
-    while due or not core.idle():
+    while now_ps < until_ps and (due or not core.idle()):
         while due and due[0][0] <= now_ps:
             ready_ps, number, turn_index = heapq.heappop(due)
             core.submit(_request(sessions[number], number, turn_index, ready_ps))
-        limit_ps = due[0][0] if due else FOREVER_PS
+        limit_ps = min(until_ps, due[0][0]) if due else until_ps
         now_ps = core.advance(now_ps, limit_ps)
         if now_ps == FOREVER_PS:
             raise EngineError(f"engine stopped with {len(core.view.waiting)} turns waiting")
@@ -252,16 +260,13 @@ def _moment(moment: Moment) -> str:
 def summary(log: RunLog) -> dict[str, float]:
     """Totals of a run, comparable between engines."""
     finished = [m for m in log.moments if m.what == "finished"]
-    ready = {(r.session, r.turn_index): r.ready_ps for r, _ in log.finished}
-    first = [m for m in log.moments if m.what == "first token"]
-    waits = [m.at_ps - ready[m.session, m.turn_index] for m in first]
     ends = [at_ps - r.session_arrival_ps for r, at_ps in log.finished if r.is_last]
     return {
         "steps": log.stats.steps,
         "turns": len(finished),
         "makespan_s": to_s(max((m.at_ps for m in finished), default=0)),
         "busy_s": to_s(log.stats.busy_ps),
-        "mean_ttft_s": to_s(sum(waits)) / max(1, len(waits)),
+        "mean_ttft_s": to_s(sum(log.ttfts_ps)) / max(1, len(log.ttfts_ps)),
         "mean_session_latency_s": to_s(sum(ends)) / max(1, len(ends)),
         "cached_tokens": sum(m.values[2] for m in finished),
         "prefilled_tokens": sum(m.values[0] for m in finished),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marsbench.core import Session, SharedPrefix, Turn
-from marsbench.engine.adversary import make_case
+from marsbench.core import Session, SharedPrefix, Turn, to_ps
+from marsbench.engine.adversary import UNTIL_PS, make_case
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
 from marsbench.engine.parity import RunLog, Script, first_difference, run, scripts, summary
@@ -47,11 +47,12 @@ def agents(num: int, *, shared: int = 0, first: int = 1500, resent: float = 1.0)
     ]
 
 
-def play(core, config, sessions, policies=Policies, *, traced=True, **options):
+def play(core, config, sessions, policies=Policies, *, traced=True):
     return run(
-        lambda listener: core(config, COST, policies(), listener, **options),
+        lambda listener: core(config, COST, policies(), listener),
         sessions,
         traced=traced,
+        until_ps=UNTIL_PS,
     )
 
 
@@ -141,14 +142,14 @@ def test_adversarial_cells(seed):
 
 @pytest.mark.vllm
 @needs_vllm
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [2206, *range(10_000, 10_050)])
 def test_adversarial_policies(seed):
     """Random scheduling and retention policies take effect alike in both engines, and are told
-    the same.
+    the same. (In 2206 the hit of a waiting turn grows while a neighbour computes their prefix.)
     """
     from marsbench.engine.vllm.core import VllmCore
 
-    case = make_case(10_000 + seed, policies=True)
+    case = make_case(seed, policies=True)
     assert_parity(case.config, case.sessions, case.policies)
     if case.with_order:
         told = []
@@ -239,7 +240,7 @@ def test_a_different_flag_is_found_at_the_first_step_it_changes():
 def test_events_are_compared_where_steps_are_not():
     """Untraced runs are compared by what the listeners were told."""
     sessions = agents(2)
-    slower = dataclasses.replace(sessions[1], arrival_ps=sessions[1].arrival_ps + 7)
+    slower = dataclasses.replace(sessions[1], arrival_ps=to_ps(1.0))
     left = play(SimCore, ROOMY, sessions, traced=False)
     right = play(SimCore, ROOMY, [sessions[0], slower], traced=False)
     assert not left.steps

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from marsbench.core import to_ps
-from marsbench.engine.adversary import WildRetention, make_case
+from marsbench.engine.adversary import UNTIL_PS, WildRetention, make_case
 from marsbench.engine.base import EngineConfig, Request
 from marsbench.engine.cost import StepCost
 from marsbench.engine.parity import RunLog, first_difference, run
@@ -155,6 +155,7 @@ def test_null_policies_change_nothing(seed):
                 case.config, COST, Policies(), listener, adapt_always=adapt
             ),
             case.sessions,
+            until_ps=UNTIL_PS,
         )
         for adapt in (False, True)
     ]
@@ -182,7 +183,11 @@ def test_vllms_order_as_a_policy_changes_nothing(seed):
     case = make_case(900 + seed)
     config = dataclasses.replace(case.config, policy="fcfs", num_blocks=case.config.num_blocks * 2)
     logs = [
-        run(lambda listener, p=p: VllmCore(config, COST, p, listener), case.sessions)
+        run(
+            lambda listener, p=p: VllmCore(config, COST, p, listener),
+            case.sessions,
+            until_ps=UNTIL_PS,
+        )
         for p in (Policies(), Policies(scheduling=Fcfs()))
     ]
     if any(len(step.preempted) > 1 for step in logs[0].steps):
