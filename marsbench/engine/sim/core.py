@@ -83,7 +83,7 @@ class SimCore:
         self.view = SimView(self)
         self.pins = Pins(self.kv, policies.retention, self.view, listener, config.num_blocks)
         self.policy: SchedulingPolicy | None = (
-            None if isinstance(policies.scheduling, EngineOrder) else policies.scheduling
+            None if type(policies.scheduling) is EngineOrder else policies.scheduling
         )
         self._reorders = self.policy is not None and self.policy.reorders_running
         self._resort_ps = FOREVER
@@ -389,6 +389,8 @@ class SimCore:
         """Allocate a prefill chunk whose blocks are known to be free."""
         have = turn.computed
         self.kv.grow(turn.holding, turn.request.prefix_id, have, have + count)
+        if have < turn.holding.shared_blocks * self.config.block_size:
+            self._stuck = False  # what is cached of a shared prefix is a hit for those who wait
         turn.last_scheduled_ps = now_ps
         turn.prefilled += count
 

@@ -39,7 +39,7 @@ class Pins:
         self._policy = policy
         self._view = view
         self._listener = listener
-        self._enabled = not isinstance(policy, NoRetention)
+        self._enabled = type(policy) is not NoRetention
         self._limit = int(policy.max_share * num_blocks)
         finite = self._enabled and policy.review_s < FOREVER / PS_PER_S
         self._review_ps = to_ps(policy.review_s) if finite else FOREVER
@@ -80,7 +80,7 @@ class Pins:
         answer = self._policy.on_turn_end(
             turn, request.tool_names, request.is_last, self._view, now_ps / PS_PER_S
         )
-        full = turn.computed // self._kv.block_size
+        full = turn.computed // self._kv.block_size if self._kv.enable_caching else 0
         if answer is None or request.is_last or full == 0 or self.blocks + full > self._limit:
             return False
         if answer.until_s != answer.until_s:  # NaN
