@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
 
 import aiohttp
 from starlette.applications import Starlette
@@ -144,8 +145,13 @@ class Gateway:
             observers=self._observers(),
         )
         self._gauges()
-        for work in (self._check_health(), self._read_telemetry(), self._reap()):
-            self._work.append(asyncio.create_task(work))
+        waits = settings.waits
+        for seconds, step in (
+            (waits.health_s, self.pool.check),
+            (waits.telemetry_s, self._telemetry_step),
+            (min(REAP_S, waits.session_idle_s / 2), self._reap_step),
+        ):
+            self._work.append(asyncio.create_task(self._every(seconds, step)))
 
     async def _stop(self) -> None:
         for work in self._work:
@@ -220,28 +226,32 @@ class Gateway:
 
     # --- background --------------------------------------------------------------------------
 
-    async def _check_health(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.waits.health_s)
-            await self.pool.check()
+    async def _telemetry_step(self) -> None:
+        await self.pool.read_telemetry()
+        if self.publisher is not None:
+            self.publisher.beat(self.clock.now_ps())
+        self.control.ask()
+        self.slots.dispatch()
 
-    async def _read_telemetry(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.waits.telemetry_s)
-            await self.pool.read_telemetry()
-            self.control.ask()
-            self.slots.dispatch()
-            if self.publisher is not None:
-                self.publisher.beat(self.clock.now_ps())
+    async def _reap_step(self) -> None:
+        self.proxy.drop_stalled(self.settings.limits.send_s)
+        self.slots.expire()
+        self.control.reap(self.settings.waits.session_idle_s)
+        if self.recorder is not None:
+            await asyncio.to_thread(self.recorder.sync)
 
-    async def _reap(self) -> None:
+    async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Repeat a step for ever; one that fails (a policy of somebody else's) is logged."""
         while True:
-            await asyncio.sleep(min(REAP_S, self.settings.waits.session_idle_s / 2))
-            self.slots.expire()
-            self.control.reap(self.settings.waits.session_idle_s)
-            self.proxy.drop_stalled(self.settings.limits.send_s)
-            if self.recorder is not None:
-                await asyncio.to_thread(self.recorder.sync)
+            await asyncio.sleep(seconds)
+            task = asyncio.create_task(step())
+            try:
+                await asyncio.wait({task})
+            finally:
+                task.cancel()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.meters.failed_steps.inc()
+                logger.error("background work failed", exc_info=error)
 
     # --- routes ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from marsbench.gateway.telemetry import EngineMetrics, ReplicaView, read_metrics
 logger = logging.getLogger(__name__)
 
 PROBE_S = 2.0
+MAX_HOLD_S = 60.0
+"""Longest time an ejected backend stays out whatever its health check says; doubled each time."""
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_S)
 MAX_PAGE_BYTES = 8 << 20
 
@@ -37,6 +40,9 @@ class Backend:
     failures: int = 0
     """In a row."""
     ejections: int = 0
+    """Since its last good answer."""
+    hold_until_s: float = 0.0
+    """It is not brought back before."""
 
 
 class Pool:
@@ -70,36 +76,41 @@ class Pool:
             return None
         return self._choose(session, tried)
 
-    def failed(self, index: int, why: str) -> None:
-        """A backend did not answer, or with a server error."""
+    def failed(self, index: int, why: str, *, answered: bool = False) -> None:
+        """A backend did not answer, or (``answered``) with a server error.
+
+        The last healthy backend is never ejected for its answers: one client's bad request must not
+        take the service from all others.
+        """
         backend = self.backends[index]
         backend.failures += 1
-        if backend.healthy and backend.failures >= self._settings.max_ejection_failures:
-            self._eject(backend, why)
+        if not answered or self.healthy != [index]:
+            self._eject_if_failing(backend, why)
 
     def succeeded(self, index: int) -> None:
-        """A backend answered."""
-        self.backends[index].failures = 0
+        """A backend answered well."""
+        backend = self.backends[index]
+        backend.failures = backend.ejections = 0
 
     async def check(self) -> None:
         """One health check of every backend; brings ejected ones back."""
-        for backend in self.backends:
-            why = await self._probe(backend)
+        found = await asyncio.gather(*(self._probe(backend) for backend in self.backends))
+        for backend, why in zip(self.backends, found, strict=True):
             if why:
                 backend.failures += 1
-                if backend.healthy and backend.failures >= self._settings.max_ejection_failures:
-                    self._eject(backend, why)
-            elif not backend.healthy:
+                self._eject_if_failing(backend, why)
+            elif not backend.healthy and self._clock.now_s() >= backend.hold_until_s:
                 backend.healthy = True
                 backend.failures = 0
                 logger.warning("backend %d is back", backend.index)
 
     async def read_telemetry(self) -> None:
         """One reading of every healthy backend's /metrics."""
-        for backend in self.backends:
-            if not backend.healthy or self._settings.engine == "openai":
-                continue
-            metrics = await self._metrics(backend)
+        if self._settings.engine == "openai":
+            return
+        asked = [backend for backend in self.backends if backend.healthy]
+        found = await asyncio.gather(*(self._metrics(backend) for backend in asked))
+        for backend, metrics in zip(asked, found, strict=True):
             backend.view.update(metrics)
             if metrics is not None and self._settings.engine == "auto":
                 backend.is_vllm = metrics.is_vllm
@@ -119,9 +130,13 @@ class Pool:
                 self.policy.bind(session.session, chosen)
         return chosen
 
-    def _eject(self, backend: Backend, why: str) -> None:
+    def _eject_if_failing(self, backend: Backend, why: str) -> None:
+        if not backend.healthy or backend.failures < self._settings.max_ejection_failures:
+            return
         backend.healthy = False
         backend.ejections += 1
+        hold_s = self._settings.waits.health_s * 2.0 ** (backend.ejections - 1)
+        backend.hold_until_s = self._clock.now_s() + min(hold_s, MAX_HOLD_S)
         backend.view.update(None)
         logger.warning("backend %d is ejected: %s", backend.index, why)
 

@@ -18,6 +18,8 @@ MAX_NAMES = 1000
 """Distinct tool names kept apart; models invent names, and the table must not grow with them."""
 OTHER = "(other)"
 PS_PER_NS = 1000
+SESSION = 2
+"""Column of the session in a row."""
 
 
 class EventSink(Protocol):
@@ -61,6 +63,7 @@ class EventBus:
         self._listeners = list(listeners)
         self._sinks = list(sinks)
         self._max_events = max_events
+        self._named_from = 0
 
     def emit(
         self,
@@ -107,6 +110,10 @@ class EventBus:
         half = len(self.log) // 2
         del self.log.rows[: half * ROW]
         self.dropped += half
+        first = min((s for s in self.log.rows[SESSION::ROW] if s >= 0), default=0)
+        for index in range(self._named_from, first):
+            self.log.session_ids[index] = ""
+        self._named_from = max(self._named_from, first)
 
 
 def listeners_of(policies: Policies) -> list[Callable[[Event], None]]:

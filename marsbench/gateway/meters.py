@@ -32,6 +32,7 @@ class Meters:
         self.broken = self._counter("broken_streams", "Streams the backend broke off.")
         self.garbage = self._counter("garbage_replies", "Replies with parts that are not JSON.")
         self.estimated = self._counter("estimated_turns", "Turns whose backend counted no tokens.")
+        self.failed_steps = self._counter("failed_steps", "Background work that failed.")
         self.ttft_s = self._histogram("ttft_seconds", "First output since the turn was sent.")
         self.turn_s = self._histogram("turn_seconds", "End of the reply since the turn was sent.")
 

@@ -35,6 +35,8 @@ MAX_ERROR_BYTES = 1 << 20
 LARGE_BYTES = 1 << 20
 STREAM_TYPE = "text/event-stream"
 CLOSED_BY_CLIENT = 499
+WORTH_RETRYING = frozenset((408, 409, 425, 429, CLOSED_BY_CLIENT))
+"""Client errors after which a session may go on; after others a session that has just begun ends."""
 
 
 class TurnObserver(Protocol):
@@ -124,17 +126,18 @@ class Proxy:
         finally:
             self._meters.requests.labels(exchange.api, str(status)).inc()
             if session.phase == "engine":
-                self._finish(exchange, reply, ok=status < 400)
+                self._finish(exchange, reply, status)
             elif session.phase == "pending":
                 control.withdraw(session)
 
-    def _finish(self, exchange: Exchange, reply: Reply, *, ok: bool) -> None:
+    def _finish(self, exchange: Exchange, reply: Reply, status: int) -> None:
         session = exchange.session
-        ok = ok and exchange.finished and not reply.error
+        ok = status < 400 and exchange.finished and not reply.error
         output = reply.output_tokens
         if output is None:
             output = estimate_output(reply, session)
-            self._meters.estimated.inc()
+            self._meters.estimated.inc(ok)
+        hopeless = 400 <= status < 500 and status not in WORTH_RETRYING and session.turns_sent == 1
         calls = tuple(
             OpenCall(index, call.call_id, call.name, classify(call.name, call.arguments))
             for index, call in enumerate(reply.calls.values())
@@ -145,7 +148,7 @@ class Proxy:
             prompt_tokens=reply.prompt_tokens,
             cached_tokens=reply.cached_tokens,
             calls=calls if ok else (),
-            is_last=exchange.identity.is_last,
+            is_last=exchange.identity.is_last or hopeless,
         )
         self._control.table.replied(session, reply.print() if ok else None, reply.response_id)
         at_ps = self._control.bus.clock.now_ps()
@@ -159,7 +162,7 @@ class Proxy:
         response, backend = await self._open(exchange)
         try:
             if response.status >= 500:
-                self._pool.failed(backend.index, f"answers {response.status}")
+                self._pool.failed(backend.index, f"answers {response.status}", answered=True)
             else:
                 self._pool.succeeded(backend.index)
             if response.status != 200:

@@ -9,12 +9,15 @@ turn's tools run, is a sub-agent: a child session of its own.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from marsbench.core import PS_PER_S
 from marsbench.gateway.identity import Identity
 from marsbench.gateway.prompt import Mark, Prompt, ReplyPrint, reply_print
+
+MAX_NAMES = 100_000
 
 
 @dataclass(slots=True)
@@ -59,6 +62,8 @@ class LiveSession:
         self.phase_since_ps = arrival_ps
         self.seen_ps = arrival_ps
         """Last sign of life."""
+        self.name = ""
+        """What its client calls it; ``session_id`` if nobody was called so before."""
         self.named = False
         """Its client names it, so requests without a name are not its."""
         self.admitted = False
@@ -113,7 +118,7 @@ class SessionTable:
         self._names: dict[tuple[str, str], LiveSession] = {}
         self._marks: dict[tuple[str, int, bytes], dict[int, LiveSession]] = {}
         self._responses: dict[tuple[str, str], LiveSession] = {}
-        self._ended: dict[str, int] = {}
+        self._given: OrderedDict[str, int] = OrderedDict()
         self._next = 0
 
     def find(self, scope: str, session_id: str) -> LiveSession | None:
@@ -162,8 +167,8 @@ class SessionTable:
         self.sessions.pop(session.session, None)
         self._forget_mark(session)
         self._responses.pop((session.scope, session.response_id), None)
-        for key in [key for key, known in self._names.items() if known is session]:
-            del self._names[key]
+        if self._names.get((session.scope, session.name)) is session:
+            del self._names[session.scope, session.name]
         if session.parent is not None and session in session.parent.children:
             session.parent.children.remove(session)
 
@@ -172,20 +177,23 @@ class SessionTable:
     ) -> LiveSession:
         index = self._next
         self._next += 1
-        session_id = self._unique(name or f"s{index:06d}")
+        session_id = self._unique(name) if name else f"s{index:06d}"
         session = LiveSession(index, session_id, scope, now_ps, parent)
         self.sessions[index] = session
         if name:
             self._names[scope, name] = session
             session.named = True
+            session.name = name
         if parent is not None:
             parent.children.append(session)
         return session
 
     def _unique(self, name: str) -> str:
-        """Session ids are never given twice, so that a trace can hold all of them."""
-        count = self._ended.get(name, 0) + 1
-        self._ended[name] = count
+        """An id that the last MAX_NAMES sessions did not have, so that a log can tell them apart."""
+        count = self._given.pop(name, 0) + 1
+        self._given[name] = count
+        if len(self._given) > MAX_NAMES:
+            self._given.popitem(last=False)
         return name if count == 1 else f"{name}#{count}"
 
     def _parent(self, scope: str, identity: Identity) -> LiveSession | None:

@@ -75,20 +75,26 @@ def test_failing_health_checks_eject_and_bring_back(rig, eventually):
     asyncio.run(story())
 
 
-def test_server_errors_count_towards_ejection_client_errors_do_not(rig):
-    """Three 500s eject; 400s never do."""
+def test_server_errors_eject_client_errors_do_not(rig):
+    """Three 500s in a row eject one of two backends; 400s never do; and the last healthy one stays
+    whatever it answers."""
 
     async def story():
         def plan(number, _body):
             return Plan(status=400 if number < 5 else 500)
 
-        async with rig(plan, waits={"health_s": 60}) as r:
-            for _ in range(5):
-                await r.chat([USER])
-            assert r.gateway.pool.healthy == [0]
+        fakes = [FakeBackend(plan=plan), FakeBackend(plan=lambda _n, _b: Plan(status=500))]
+        async with rig(backends=fakes, waits={"health_s": 60}) as r:
+            await r.chat([USER], session="a")
+            for _ in range(4):
+                await r.chat([USER], session="a", model="x")
+            assert r.gateway.pool.healthy == [0, 1]
             for _ in range(3):
-                await r.chat([USER])
-            assert r.gateway.pool.healthy == []
+                await r.chat([USER], session="a")
+            assert r.gateway.pool.healthy == [1]
+            for _ in range(5):
+                assert (await r.chat([USER], session="a")).status_code == 500
+            assert r.gateway.pool.healthy == [1]
 
     asyncio.run(story())
 

@@ -6,8 +6,12 @@ import asyncio
 
 import pytest
 
+from marsbench.arrival import ArrivalPlan
+from marsbench.core import Session, ToolCall, Turn
 from marsbench.errors import ConfigError
 from marsbench.events import Kind
+from marsbench.experiment.wiring import Setup, simulate
+from marsbench.gateway.bus import EventBus, WallClock
 from marsbench.gateway.fake_backend import FakeBackend, Plan
 from marsbench.gateway.server import build_gateway
 from marsbench.gateway.settings import GatewaySettings
@@ -240,3 +244,96 @@ def test_priority_is_forwarded_only_where_the_system_uses_it(rig):
             assert 0 <= first < second
 
     asyncio.run(story())
+
+
+def test_admissions_and_ends_come_in_the_simulators_order(rig):
+    """Two places, four sessions, gaps of 0.6 s (a), 0.15 s (c): a and b enter, b ends and lets c
+    in, c ends and lets d in, d ends, then a. The simulator and the gateway agree on all eight."""
+    gaps = {"a": [0.6], "b": [], "c": [0.15], "d": []}
+
+    def recorded(name):
+        turns = [Turn(100, 5, tools=(ToolCall("bash", "script", gap),)) for gap in gaps[name]] + [
+            Turn(100, 5)
+        ]
+        return Session(name, tuple(turns))
+
+    outcome = simulate(
+        Setup(engine="sim", profile="tiny-cpu", tool_cores=0, tools="recorded"),
+        load("SYSTEMS", "static"),
+        {"window": 2},
+        [recorded(name) for name in gaps],
+        ArrivalPlan(times_ps=(0, 10**9, 2 * 10**9, 3 * 10**9)),
+        seed=0,
+    )
+    wanted = {Kind.SESSION_ADMIT, Kind.SESSION_END}
+    simulated = [(int(r[1]), int(r[2])) for r in outcome.log.to_numpy() if r[1] in wanted]
+
+    async def agent(r, name, k):
+        await asyncio.sleep(0.03 * k)
+        for turn, gap in enumerate([*gaps[name], 0.0]):
+            last = turn == len(gaps[name])
+            headers = {"x-session-end": "1"} if last else None
+            await r.chat([USER] * (turn + 1), session=name, headers=headers)
+            await asyncio.sleep(gap)
+
+    async def story():
+        async with rig(**window(2)) as r:
+            await asyncio.gather(*(agent(r, name, k) for k, name in enumerate(gaps)))
+            return [(k, s) for k, s, _ in r.events(*wanted)]
+
+    assert asyncio.run(story()) == simulated
+    assert len(simulated) == 8
+
+
+def test_a_session_that_begins_with_a_mistake_ends_at_once(rig):
+    """A 404 for an unknown model keeps no place in the window; a 429 does, for the retry."""
+
+    async def story():
+        plans = [Plan(status=404), Plan(status=429), Plan()]
+        backend = FakeBackend(plan=lambda number, _body: plans[number])
+        async with rig(backends=[backend], **window(1)) as r:
+            assert (await r.chat([USER], session="a")).status_code == 404
+            assert r.gateway.control.fleet.active == []
+            assert (await r.chat([USER], session="b")).status_code == 429
+            assert [s.session_id for s in r.gateway.control.fleet.active] == ["b"]
+            assert (await r.chat([USER], session="b")).status_code == 200
+
+    asyncio.run(story())
+
+
+class Broken(Never):
+    """Fails whenever it is asked without anybody having just arrived."""
+
+    def admit(self, pending, view, now_s):
+        if view.active:
+            raise ZeroDivisionError("a bug in somebody's policy")
+        return pending
+
+
+def test_a_policy_that_raises_fails_its_requests_not_the_gateway(rig):
+    """The second session's request is a 500 in OpenAI style; the first session goes on."""
+
+    async def story():
+        system = System(name="broken", summary="", build=lambda _c: Policies(admission=Broken()))
+        async with rig(system=system) as r:
+            assert (await r.chat([USER], session="a")).status_code == 200
+            answer = await r.chat([USER], session="b")
+            assert answer.status_code == 500
+            assert answer.json()["error"]["type"] == "server_error"
+            assert r.gateway.control.num_pending == 0
+            assert (await r.chat([USER, USER], session="a")).status_code == 200
+
+    asyncio.run(story())
+
+
+def test_the_log_of_a_long_life_stays_bounded():
+    """Beyond max_events the oldest half goes, with the ids of sessions nobody mentions any more."""
+    bus = EventBus(WallClock(), max_events=100)
+    for session in range(1000):
+        bus.register(session, f"s{session}")
+        bus.emit(Kind.SESSION_ARRIVE, session, payload=(1, -1, -1), session_id=f"s{session}")
+        bus.emit(Kind.SESSION_END, session, payload=(0,))
+    assert len(bus.log) <= 100
+    assert bus.dropped + len(bus.log) == 2000
+    assert bus.log.session_ids[999] == "s999"
+    assert sum(map(bool, bus.log.session_ids)) <= 51
