@@ -230,6 +230,8 @@ class Driver:
             if self._finished:
                 self._handle_finished(now)
                 continue
+            if now - self._sampled_ps >= SAMPLE_PS:
+                self._sample(now)
             if core.idle():
                 if external < FOREVER:
                     now = external
@@ -244,8 +246,6 @@ class Driver:
                     "the engine has work it can never schedule (a core invariant broke)"
                 )
             now = after
-            if now - self._sampled_ps >= SAMPLE_PS:
-                self._sample(now)
         self._sample(now)
         self._end(now)
         return core.stats
