@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from mars_impl.scheduler import Mars
 from marsbench.core import PolicyContext
 from marsbench.system import Policies, System
+
+WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 
 
 def build(context: PolicyContext) -> Policies:
@@ -13,6 +18,80 @@ def build(context: PolicyContext) -> Policies:
     return Policies(scheduling=mars, retention=mars, admission=mars, tools=mars)
 
 
+def ablation(
+    name: str,
+    summary: str,
+    changes: Mapping[str, float],
+    tunable: Mapping[str, Sequence[float]] | None = None,
+) -> System:
+    """MARS with some parameters changed; what the user gives still wins."""
+
+    def build_changed(context: PolicyContext) -> Policies:
+        given = dict(context.params.items())
+        return build(replace(context, params={**changes, **given}))
+
+    return System(name, f"ablation: {summary}", build_changed, tunable=tunable or {})
+
+
 MARS = System(
-    "mars", "MARS in full (arXiv:2604.26963): control plane, coordinator, retention", build
+    "mars",
+    "MARS in full (arXiv:2604.26963): control plane, coordinator, retention",
+    build,
+    tunable={
+        "kv_target": (0.85, 0.95, 1.0),
+        "newcomer_turns": (3.0, 10.0, 20.0),
+        "busy_high": (0.5, 0.88),
+    },
+)
+NO_CONTROL_PLANE = ablation(
+    "mars-no-control-plane",
+    "every turn enters the engine at once, tool calls share the cores",
+    {"control_plane": 0, "cpu_signal": 0},
+)
+NO_CPU_SIGNAL = ablation(
+    "mars-no-cpu-signal",
+    "tool pressure neither shrinks the window nor limits running calls",
+    {"cpu_signal": 0},
+)
+NO_KV_SIGNAL = ablation(
+    "mars-no-kv-signal",
+    "sessions enter and stay whatever memory they need",
+    {"kv_signal": 0},
+)
+STATIC_WINDOW = ablation(
+    "mars-static-window",
+    "a constant number of active sessions (default 8) instead of the adaptive window",
+    {"static_window": 8, "kv_signal": 0, "opportunity": 0},
+    tunable={"static_window": WINDOWS},
+)
+NO_COORDINATOR = ablation(
+    "mars-no-coordinator",
+    "vLLM's own order, chunks and victims inside the engine",
+    {"coordinator": 0},
+)
+NO_RETENTION = ablation(
+    "mars-no-retention",
+    "blocks of a finished turn go to the prefix cache's LRU",
+    {"retention": 0},
+)
+FIXED_TTL = ablation(
+    "mars-fixed-ttl",
+    "every finished turn is kept for the same time (default 6 s)",
+    {"fixed_ttl_s": 6},
+    tunable={"fixed_ttl_s": (1.0, 2.0, 6.0, 20.0, 60.0)},
+)
+ONE_THRESHOLD = ablation(
+    "mars-one-threshold",
+    "one prefill chunk limit instead of a quantum per level",
+    {"quanta": 0},
+)
+LONGEST_FIRST = ablation(
+    "mars-longest-first",
+    "under tool pressure the longest expected session enters first, as in the preview",
+    {"longest_first": 1},
+)
+NO_OPPORTUNITY = ablation(
+    "mars-no-opportunity",
+    "nobody enters beside the resident sessions, even while the engine is idle",
+    {"opportunity": 0},
 )
