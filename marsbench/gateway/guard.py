@@ -111,7 +111,7 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """The whole body; ApiProblem if it is too large, too slow, or its client goes away."""
     declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
     if declared.isdigit() and int(declared) > limits.body_bytes:
-        await _discard(receive, limits.body_bytes)
+        await _discard(receive, 2 * limits.body_bytes)
         raise _too_large(limits)
     parts: list[bytes] = []
     size = 0
@@ -124,6 +124,7 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
                 part = message.get("body", b"")
                 size += len(part)
                 if size > limits.body_bytes:
+                    await _discard(receive, 2 * limits.body_bytes)
                     raise _too_large(limits)
                 parts.append(part)
                 if not message.get("more_body", False):

@@ -62,23 +62,31 @@ class Rig:
         return [(int(r[1]), int(r[2]), int(r[3])) for r in rows if not kinds or r[1] in kinds]
 
 
-async def start_backend(app: FakeBackend, sock: socket.socket):
-    """Serve a fake backend."""
+async def start(server: uvicorn.Server, sock: socket.socket) -> uvicorn.Server:
+    """Begin to serve, without the polling loop of a process that waits for signals."""
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup(sockets=[sock])
+    await server.on_tick(0)
+    return server
+
+
+async def stop(server: uvicorn.Server) -> None:
+    """Stop as a crash would, but for the application's own end."""
+    for listener in server.servers:
+        listener.close()
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+    await server.lifespan.shutdown()
+
+
+def backend_server(app: FakeBackend) -> uvicorn.Server:
+    """A server for a fake backend."""
     config = uvicorn.Config(
         app, http="httptools", ws="none", lifespan="off", log_level="critical", access_log=False
     )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve(sockets=[sock]))
-    await until(lambda: server.started)
-    return server, task
-
-
-async def stop(server, task):
-    """Stop a server as a crash would: nothing is waited for."""
-    server.should_exit = server.force_exit = True
-    for connection in list(server.server_state.connections):
-        connection.transport.abort()
-    await task
+    return uvicorn.Server(config)
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +101,7 @@ async def run_rig(
     )
     sockets = [listen() for _ in fakes]
     ports = [sock.getsockname()[1] for sock in sockets]
-    running = [await start_backend(f, s) for f, s in zip(fakes, sockets, strict=True)]
+    running = [await start(backend_server(f), s) for f, s in zip(fakes, sockets, strict=True)]
     gateway_socket = listen()
     waits = {"telemetry_s": 0.05, "health_s": 0.1, "session_idle_s": 30.0, **(waits or {})}
     made = GatewaySettings(
@@ -103,24 +111,19 @@ async def run_rig(
         **settings,
     )
     gateway = Gateway(made, system, CONTEXT)
-    server = make_server(gateway)
-    task = asyncio.create_task(server._serve(sockets=[gateway_socket]))
-    await until(lambda: server.started or task.done())
-    if task.done():
-        task.result()
+    server = await start(make_server(gateway), gateway_socket)
     url = f"http://127.0.0.1:{gateway_socket.getsockname()[1]}"
     async with httpx.AsyncClient(
-        base_url=url, timeout=20, headers=headers, trust_env=False
+        base_url=url, timeout=20, headers=headers, trust_env=False, verify=False
     ) as client:
-        rig = Rig(gateway, fakes, client, url, server, [s for s, _ in running], ports)
+        rig = Rig(gateway, fakes, client, url, server, running, ports)
         try:
             yield rig
         finally:
             await client.aclose()
-            server.should_exit = True
-            await task
-            for backend_server, backend_task in running:
-                await stop(backend_server, backend_task)
+            await stop(server)
+            for each in running:
+                await stop(each)
 
 
 @pytest.fixture

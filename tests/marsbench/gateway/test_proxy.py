@@ -298,12 +298,13 @@ def test_backend_down_is_503_until_it_can_be_reached(rig):
     async def story():
         async with rig(always(), waits={"connect_s": 0.5}) as r:
             for server in r.backend_servers:
-                server.should_exit = server.force_exit = True
                 for listener in server.servers:
                     listener.close()
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()
             await asyncio.sleep(0.3)
             with pytest.raises(httpx.ConnectError):
-                await httpx.AsyncClient().get(f"http://127.0.0.1:{r.ports[0]}/health")
+                await r.client.get(f"http://127.0.0.1:{r.ports[0]}/health")
             answer = await r.chat(HELLO)
             assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "no_backend"
