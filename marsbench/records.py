@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 ROW = 5 + NUM_PAYLOAD
 """Integers per row: time_ps, kind, session, turn, call, then the payload."""
+pack_row = struct.Struct(f"{ROW}q").pack
+"""Bytes of one row for ``rows.frombytes``, which takes half the time of ``rows.extend``."""
 
 
 class EventLog:

@@ -19,7 +19,7 @@ from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request
 from marsbench.engine.sessions import CallState, SessionState
 from marsbench.errors import EngineError, PolicyError
 from marsbench.events import FIELDS, Event, Kind, Status
-from marsbench.records import EventLog
+from marsbench.records import EventLog, pack_row
 from marsbench.scheduler.base import EngineOrder, NoRetention
 from marsbench.system import Policies
 from marsbench.tools.base import ToolAssumptions, ToolModel, demand_of
@@ -145,6 +145,7 @@ class Driver:
     ) -> None:
         self.tools = tools
         self.log = log
+        self._write = log.rows.frombytes
         self.tool_queue: list[CallState] = []
         self.active: dict[int, SessionState] = {}
         self._policies = policies
@@ -565,25 +566,27 @@ class Driver:
         e: int = 0,
         f: int = 0,
     ) -> None:
-        self.log.rows.extend((at_ps, kind, session, turn, call, a, b, c, d, e, f))
+        self._write(pack_row(at_ps, kind, session, turn, call, a, b, c, d, e, f))
         if self._listeners:
             args = (a, b, c, d, e, f)[: len(FIELDS[kind])]
             self._tell(Event(at_ps / PS_PER_S, kind, session, turn, call, args))
 
     def _emit_tool(self, at_ps: int, kind: Kind, call: CallState, error: int, cpu_ps: int) -> None:
         state = call.state
-        payload = (call.name_code, call.tool_class_code, error, cpu_ps, 0, 0)
-        self.log.rows.extend(
-            (at_ps, kind, state.session, state.turn_index, call.call_index, *payload)
+        session, turn, index = state.session, state.turn_index, call.call_index
+        name, tool_class = call.name_code, call.tool_class_code
+        self._write(
+            pack_row(at_ps, kind, session, turn, index, name, tool_class, error, cpu_ps, 0, 0)
         )
         if self._listeners:
+            payload = (name, tool_class, error, cpu_ps)
             self._tell(
                 Event(
                     at_ps / PS_PER_S,
                     kind,
-                    state.session,
-                    state.turn_index,
-                    call.call_index,
+                    session,
+                    turn,
+                    index,
                     payload[: len(FIELDS[kind])],
                     call.name,
                     call.tool_class,

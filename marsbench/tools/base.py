@@ -78,9 +78,11 @@ class ToolAssumptions:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ToolDemand:
-    """One tool call as the tool cores see it."""
+    """One tool call as the tool cores see it. Immutable by convention: a frozen one takes twice
+    as long to make, and there is one per call.
+    """
 
     name: str
     tool_class: str

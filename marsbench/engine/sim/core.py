@@ -190,9 +190,8 @@ class SimCore:
         """
         step = self.clock.step
         count = self._num_decoding
-        last = self._next_finish() - step + 1
-        if self.trace is not None:
-            last = 1
+        finish = self._next_finish()
+        last = 1 if self.trace is not None else finish - step + 1
         if count > self.config.max_num_batched_tokens:
             return now_ps, False
         steps = self._steps_with_blocks(step, last)
@@ -206,9 +205,10 @@ class SimCore:
             horizon = again if again < horizon else horizon
         context = self._offset_sum + count * (step + 1)
         cost = self.cost
-        if steps > 1:
-            steps = max(cost.decode_steps_until(count, context, horizon - now_ps, steps), 1)
         duration = cost.decode_run_ps(count, context, steps)
+        if steps > 1 and duration > horizon - now_ps:
+            steps = max(cost.decode_steps_until(count, context, horizon - now_ps, steps), 1)
+            duration = cost.decode_run_ps(count, context, steps)
         kv = self.kv
         referenced = kv.num_blocks - kv.free
         need = self._crossing_blocks(step, steps)
@@ -225,7 +225,7 @@ class SimCore:
         now_ps += duration
         if self.trace is not None:
             self._trace(now_ps - duration, [], [])
-        if steps == last and self._next_finish() == step + steps - 1:
+        if finish == step + steps - 1:
             self._finish(self._finishers(), now_ps)
             return now_ps, True
         return now_ps, False
@@ -306,7 +306,7 @@ class SimCore:
             self._start_decoding(turn, turn.finish_step + 1)
         now_ps += duration
         finished = self._complete(chunks, step, now_ps)
-        if self._finishes and self._num_decoding and self._next_finish() == step:
+        if self._num_decoding and self._finishes[0][0] <= step:
             finished += self._finishers()
         if finished:
             self._finish(finished, now_ps)
