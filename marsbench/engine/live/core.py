@@ -262,7 +262,7 @@ class LiveCore:
         sent = CompletionRequest(
             prompt=prompt,
             output_tokens=request.output_tokens,
-            session_id=str(request.session),
+            session_id=f"{self._prompts.salt}/{request.session}",
             priority=request.priority,
             hints=self._hints(request) if self._hints is not None else {},
         )

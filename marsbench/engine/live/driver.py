@@ -134,6 +134,10 @@ class LiveDriver(Driver):
         self._clock, self._woken = clock, woken
         self._core = self._live = core
         self._due_ps: dict[tuple[int, int], int] = {}
+        for state in self._states:  # numbered here, not by arrival: it may differ between runs
+            prefix = state.recorded.shared_prefix
+            if prefix is not None:
+                self._prefixes.setdefault(prefix.prefix_id, len(self._prefixes))
         await core.open()
         self._view = Telemetry(self, core, self._tool_cores)
         gc.collect()

@@ -151,7 +151,7 @@ class LiveEngine:
         self._stop()
         command = self._command(config)
         log_path = self._logs / f"server-{len(self.server_flags)}.log"
-        self._note(f"starting {' '.join(command.argv[2:4])} (log: {log_path})")
+        self._note(f"starting {command.argv[2]} at {command.url} (log: {log_path})")
         server = Server(command, log_path)
         self._running = config, server
         self.server_flags[f"server-{len(self.server_flags)}"] = shlex.join(command.argv)

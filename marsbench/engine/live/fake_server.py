@@ -107,8 +107,10 @@ class FakeServer:
         if fault == "silent":
             await asyncio.sleep(3600)
         prompt = body.get("prompt")
+        if isinstance(prompt, str):
+            prompt = list(prompt.encode())  # the fake's tokenizer: a token a byte
         if not isinstance(prompt, list) or not all(isinstance(i, int) for i in prompt):
-            return _error(400, "prompt must be a list of token ids here")
+            return _error(400, "prompt must be a text or a list of token ids here")
         if len(prompt) + int(body["max_tokens"]) > self.behaviour.max_model_len:
             return _error(400, f"maximum context length is {self.behaviour.max_model_len} tokens")
         return await self._stream(request, body, prompt, fault)

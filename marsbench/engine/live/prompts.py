@@ -41,7 +41,7 @@ class Prompts:
         self._vocabulary = vocabulary or Vocabulary()
         if self._vocabulary.high - self._vocabulary.low < 2 or self._vocabulary.low < 0:
             raise EngineError(f"prompt ids {self._vocabulary}: needs at least two ids, from 0 on")
-        self._salt = salt
+        self.salt = salt
         self._contexts: dict[int, Ids] = {}
 
     def compose(self, request: Request) -> Ids:
@@ -80,7 +80,7 @@ class Prompts:
 
     def _draw(self, stream: str, start: int, stop: int) -> Ids:
         """Ids of positions start..stop of a stream: a 64-bit mix of (stream, position)."""
-        digest = hashlib.blake2b(f"{self._salt}|{stream}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.salt}|{stream}".encode(), digest_size=8).digest()
         state = np.arange(start, stop, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         state += np.uint64(int.from_bytes(digest, "little"))
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -94,7 +94,7 @@ def test_body_of_each_dialect():
     _, server = ask(Behaviour(), request)
     (body,) = server.requests
     assert body["prompt"] == PROMPT
-    assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == (3, 3, True)
+    assert (body["max_tokens"], body["ignore_eos"]) == (3, True)
     assert (body["session_id"], body["priority"], body["vllm_xargs"]) == ("s1", 5, {"turn": 2})
     (done,), server = ask(Behaviour(), request, dialect=OPENAI)
     assert set(server.requests[0]) == {

@@ -347,6 +347,20 @@ def test_no_server_at_all():
     assert outcome.completions[0][1].status == "disconnect"
 
 
+def test_prompts_do_not_depend_on_timing(fake):
+    """Two runs in which the sessions come in another order send each session the same ids."""
+    sessions = [
+        Session(name, (Turn(40, 3),), shared_prefix=SharedPrefix(name, 50)) for name in ("a", "b")
+    ]
+    seen = []
+    for times in ((0, to_ps(0.1)), (to_ps(0.1), 0)):
+        with fake(Behaviour()) as (url, server):
+            live(url, sessions, ArrivalPlan(times))
+            seen.append({body["session_id"]: body["prompt"] for body in server.requests})
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2
+
+
 def test_warm_up_is_not_measured(fake):
     """Warm-up turns reach the server before time begins and leave no trace in records, counters or
     hits."""

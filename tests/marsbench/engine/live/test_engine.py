@@ -102,7 +102,7 @@ def test_vllm_is_told_what_a_plug_in_needs(fake):
         ) as engine:
             run(engine)
         first, second = (body["vllm_xargs"] for body in server.requests)
-        assert server.requests[0]["session_id"] == "0"
+        assert server.requests[0]["session_id"] == "x/1/0", "run, cell, session"
     assert (first["marsbench_turn"], first["marsbench_tools"], first["marsbench_last"]) == (
         0,
         ["ls"],
