@@ -29,7 +29,7 @@ class Policies:
 
     def stock_engine(self) -> bool:
         """True if the engine runs without any policy of ours inside."""
-        return isinstance(self.scheduling, EngineOrder) and isinstance(self.retention, NoRetention)
+        return type(self.scheduling) is EngineOrder and type(self.retention) is NoRetention
 
 
 def stock(context: PolicyContext) -> Policies:

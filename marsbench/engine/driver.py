@@ -176,8 +176,8 @@ class Driver:
         self._sampled_ps = -SAMPLE_PS
         self._sample_referenced = 0
         self._sample_evicted = 0
-        self._gated = not isinstance(policies.admission, Unlimited)
-        self._slotted = not isinstance(policies.tools, Oversubscribe)
+        self._gated = type(policies.admission) is not Unlimited
+        self._slotted = type(policies.tools) is not Oversubscribe
         self._listeners = _listeners(policies)
 
     # --- set-up ----------------------------------------------------------------------------
@@ -667,7 +667,7 @@ def _listeners(policies: Policies) -> list[Callable[[Event], None]]:
     found: list[Callable[[Event], None]] = []
     seen: set[int] = set()
     for part in parts:
-        if isinstance(part, NULL_POLICIES) or id(part) in seen:
+        if type(part) in NULL_POLICIES or id(part) in seen:
             continue
         seen.add(id(part))
         found.append(part.on_event)  # type: ignore[attr-defined]

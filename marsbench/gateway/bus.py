@@ -124,7 +124,7 @@ def listeners_of(policies: Policies) -> list[Callable[[Event], None]]:
     found: list[Callable[[Event], None]] = []
     seen: set[int] = set()
     for part in (policies.admission, policies.tools, policies.routing):
-        if not isinstance(part, NULL_POLICIES) and id(part) not in seen:
+        if type(part) not in NULL_POLICIES and id(part) not in seen:
             seen.add(id(part))
             found.append(part.on_event)
     return found
