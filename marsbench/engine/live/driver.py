@@ -79,11 +79,7 @@ def run_live(
     an executor. ``warm_up_turns`` are answered before time begins; EngineError if one fails.
     ``scheduler_in_server``: the server runs the system's engine-side policies itself.
     """
-    if not (policies.stock_engine() or scheduler_in_server):
-        raise EngineError(
-            "this system schedules inside the engine, which a stock server does not: start the "
-            "server with the system's scheduler class, or use engine sim or vllm-core"
-        )
+    refuse_engine_policies(policies, scheduler_in_server=scheduler_in_server)
     clock = Clock()
     woken = asyncio.Event()
     executor = tools if isinstance(tools, ToolExecutor) else None
@@ -109,6 +105,15 @@ def run_live(
             return await driver.run_on_wall_clock(core, clock, woken)
 
     return asyncio.run(run())
+
+
+def refuse_engine_policies(policies: Policies, *, scheduler_in_server: bool) -> None:
+    """Raise EngineError for a system that a stock server cannot run."""
+    if not (policies.stock_engine() or scheduler_in_server):
+        raise EngineError(
+            "this system schedules inside the engine, which a stock server does not: start the "
+            "server with the system's scheduler class, or use engine sim or vllm-core"
+        )
 
 
 @asynccontextmanager

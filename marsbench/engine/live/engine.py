@@ -20,7 +20,7 @@ from marsbench.engine.base import CoreStats, EngineConfig, Request
 from marsbench.engine.live.client import OPENAI, VLLM, Client, Hint, Patience
 from marsbench.engine.live.clock import Clock
 from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.driver import LiveOutcome, run_live
+from marsbench.engine.live.driver import LiveOutcome, refuse_engine_policies, run_live
 from marsbench.engine.live.options import LiveOptions
 from marsbench.engine.live.server import Server, ServerCommand, answers, vllm_command
 from marsbench.engine.live.tiny_model import write_tiny_model
@@ -33,6 +33,8 @@ from marsbench.tools.executor import ToolExecutor
 if TYPE_CHECKING:
     from marsbench.arrival.base import ArrivalPlan
 
+REVIVAL_S = 10.0
+"""A server that failed turns and does not answer for so long is given up."""
 DIALECTS = {"vllm": VLLM, "openai": OPENAI}
 
 
@@ -103,6 +105,8 @@ class LiveEngine:
     ) -> CoreStats:
         """Run a cell to its end and fill ``log``; the server is started if it does not run yet."""
         options = self._options
+        in_server = bool(options.scheduler_cls)
+        refuse_engine_policies(policies, scheduler_in_server=in_server)
         url, model = self._server(core_factory(None).config)
         key = os.environ.get(options.api_key_env, "")
         patience = Patience(idle_s=options.idle_timeout_s)
@@ -124,8 +128,10 @@ class LiveEngine:
             salt=f"{self._salt}/{self._cells}",
             hints=hints_of,
             warm_up_turns=options.warm_up_turns,
-            scheduler_in_server=bool(options.scheduler_cls),
+            scheduler_in_server=in_server,
         )
+        if any(not done.ok for _, done in outcome.completions):
+            self._check_server()
         self.reports.append(report(outcome))
         return outcome.stats
 
@@ -157,6 +163,18 @@ class LiveEngine:
         self.server_flags[f"server-{len(self.server_flags)}"] = shlex.join(command.argv)
         server.wait_ready(options.start_timeout_s)
         return command.url, command.model
+
+    def _check_server(self) -> None:
+        """A server of ours that died makes its cell fail, not every session of it."""
+        if self._running is None:
+            return
+        server = self._running[1]
+        try:
+            if not answers(server.command.url):
+                server.wait_ready(REVIVAL_S)
+        except EngineError:
+            self._stop()
+            raise
 
     def _command(self, config: EngineConfig) -> ServerCommand:
         options = self._options

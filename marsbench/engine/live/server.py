@@ -132,15 +132,19 @@ class Server:
         """Until ``/health`` answers 200; EngineError with the log's end if it dies or is late."""
         deadline_s = time.monotonic() + timeout_s
         while not answers(self.command.url):
-            code = self._process.poll()
-            if code is not None:
-                raise EngineError(f"the server ended with status {code}{self._log_end()}")
+            self.check_alive()
             if time.monotonic() >= deadline_s:
                 raise EngineError(
                     f"the server does not answer at {self.command.url}/health after "
                     f"{timeout_s:g} s; allow more time or look at its log{self._log_end()}"
                 )
             time.sleep(0.25)
+
+    def check_alive(self) -> None:
+        """Raise EngineError with the log's end if the server has ended by itself."""
+        code = self._process.poll()
+        if code is not None:
+            raise EngineError(f"the server ended with status {code}{self._log_end()}")
 
     def stop(self) -> None:
         """SIGTERM to the server, SIGKILL to what is left of it; returns when all are gone."""

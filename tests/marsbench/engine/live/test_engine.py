@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import stat
 import sys
 
@@ -17,6 +19,7 @@ from marsbench.engine.live.engine import LiveEngine, first_model
 from marsbench.engine.live.fake_server import Behaviour
 from marsbench.engine.live.options import LiveOptions, split_options
 from marsbench.engine.live.server import ServerCommand, answers
+from marsbench.engine.live.supervisor import descendants
 from marsbench.errors import ConfigError, EngineError
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -76,6 +79,41 @@ def test_one_server_for_equal_cells(interpreter, tmp_path):
         "server-0.log",
         "server-1.log",
     ]
+
+
+def test_server_that_dies_in_the_middle(interpreter):
+    """A server killed while a tool runs fails the cell with its log, and the next cell gets a new
+    server."""
+
+    class Killing(Recorded):
+        def start(self, handle, demand, now_ps):
+            os.kill(descendants(engine._running[1].pid)[0], signal.SIGKILL)
+            super().start(handle, demand, now_ps)
+
+    options = LiveOptions(python=str(interpreter), warm_up_turns=0)
+    with LiveEngine("vllm", options, salt="run") as engine:
+        with pytest.raises(
+            EngineError, match=r"ended with status 137 \(log: .*\)\nserving marsbench"
+        ):
+            run(engine, tools=Killing())
+        assert build_tables(run(engine)).sessions["status"].tolist() == ["ok"]
+
+
+def test_system_inside_the_engine_starts_no_server(interpreter, tmp_path):
+    """What no stock server can run is refused before one is started."""
+    with (
+        LiveEngine("vllm", LiveOptions(python=str(interpreter)), salt="x") as engine,
+        pytest.raises(EngineError, match="scheduler class"),
+    ):
+        engine.run_cell(
+            sessions=SESSIONS,
+            arrivals=ArrivalPlan((0,)),
+            core_factory=lambda listener: LiveCore(CONFIG, None, Policies(), listener),
+            policies=Policies(scheduling=object()),
+            tools=Recorded(),
+            log=EventLog(),
+        )
+    assert not (tmp_path / "starts").exists()
 
 
 def test_report_of_a_cell(fake):
