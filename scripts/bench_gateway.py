@@ -21,6 +21,8 @@ import numpy as np
 
 CONCURRENCIES = (1, 64, 512)
 START_S = 20.0
+KEY = "sk-bench-key-for-a-local-measurement-0123456789"
+"""What another proxy has to accept."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ async def stream(port: int, number: int, until: float, sample: Sample) -> None:
         raw = json.dumps(body).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-            f"authorization: Bearer sk-bench-key\r\ncontent-length: {len(raw)}\r\n\r\n"
+            f"authorization: Bearer {KEY}\r\ncontent-length: {len(raw)}\r\n\r\n"
         )
         started = time.perf_counter()
         writer.write(head.encode() + raw)

@@ -25,7 +25,7 @@ from marsbench.gateway.bus import EventBus, EventSink, WallClock, listeners_of
 from marsbench.gateway.control import ControlPlane
 from marsbench.gateway.endpoints import Completions, Models, SessionEnd, ToolEndpoints
 from marsbench.gateway.exchange import PATHS
-from marsbench.gateway.guard import Guard
+from marsbench.gateway.guard import DRAINING, Guard
 from marsbench.gateway.meters import Meters
 from marsbench.gateway.problems import ApiProblem, error_body
 from marsbench.gateway.proxy import Proxy, TurnObserver
@@ -97,6 +97,11 @@ class Gateway:
     def idle(self) -> bool:
         """True if no turn is in flight and no tool call waits."""
         return not self.proxy.in_flight and not self.slots.queued
+
+    def drain(self) -> None:
+        """Refuse new turns, and those that are not admitted yet; let the others finish."""
+        self.guard.draining = True
+        self.control.refuse_pending(DRAINING)
 
     # --- start and end -----------------------------------------------------------------------
 

@@ -63,6 +63,8 @@ class ControlPlane:
         self.table = SessionTable()
         self.bus = bus
         self.fleet = fleet
+        self.ending: list[Callable[[LiveSession], None]] = []
+        """Told before each session's end."""
         self.ended: list[Callable[[LiveSession, Status], None]] = []
         """Told after each session's end."""
         self.overrides = 0
@@ -197,7 +199,12 @@ class ControlPlane:
         if session.phase == "done":
             return
         for child in list(session.children):
-            self.end(child, status)
+            if child.in_flight:
+                child.parent = None  # its turn goes on by itself
+            else:
+                self.end(child, status)
+        for told in self.ending:
+            told(session)
         self._forget_calls(session)
         self._shared.active.pop(session.session, None)
         self.table.remove(session)
@@ -207,8 +214,8 @@ class ControlPlane:
             at_ps = self._emit(Kind.SESSION_END, session, (int(status),), turn=-1)
         session.enter("done", at_ps)
         if known:
-            for told in self.ended:
-                told(session, status)
+            for heard in self.ended:
+                heard(session, status)
         self.ask()
 
     def reap(self, idle_s: float) -> None:
@@ -241,6 +248,12 @@ class ControlPlane:
         if self._pending and policy.tick_s is not None and self._tick is None:
             loop = asyncio.get_running_loop()
             self._tick = loop.call_later(max(policy.tick_s, 0.001), self._on_tick)
+
+    def refuse_pending(self, problem: ApiProblem) -> None:
+        """End the wait of all turns that are not admitted."""
+        for _, future in self._pending.values():
+            if not future.done():
+                future.set_exception(problem)
 
     def close(self) -> None:
         """No more ticks."""

@@ -15,7 +15,7 @@ from marsbench.events import Status
 from marsbench.gateway.backends import PROBE_S, fetch
 from marsbench.gateway.classify import classify
 from marsbench.gateway.exchange import Exchange, Message, Receive, Send, upstream_headers
-from marsbench.gateway.guard import Scope, read_body
+from marsbench.gateway.guard import DRAINING, Scope, read_body
 from marsbench.gateway.identity import identify
 from marsbench.gateway.problems import ApiProblem, as_openai
 from marsbench.gateway.prompt import read_prompt
@@ -40,7 +40,7 @@ class Completions:
         gateway = self._gateway
         raw = await read_body(scope, receive, gateway.settings.limits)
         if gateway.guard.draining:
-            raise ApiProblem(503, "the gateway is shutting down", code="draining", retry_after_s=5)
+            raise DRAINING
         body = _decode(raw)
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         identity = identify(
@@ -132,19 +132,20 @@ class ToolEndpoints:
         lease_s, timeout_s = _seconds(body, "lease_s"), _seconds(body, "timeout_s")
         wait = asyncio.create_task(gateway.slots.acquire(session, name, kind, lease_s))
         gone = asyncio.create_task(_disconnected(request.receive))
-        done, _ = await asyncio.wait(
-            {wait, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        gone.cancel()
-        if wait not in done:
-            wait.cancel()
-            await asyncio.wait({wait})
-            if gone in done:
+        try:
+            await asyncio.wait({wait, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                if wait.done() and not wait.cancelled() and wait.exception() is None:
+                    gateway.slots.release(wait.result().lease_id, error=True)
                 raise ApiProblem(499, "the client went away")
-            raise ApiProblem(
-                503, f"no slot within {timeout_s:g} s", code="no_slot", retry_after_s=1
-            )
-        return self._answer(wait.result())
+            if not wait.done():
+                raise ApiProblem(
+                    503, f"no slot within {timeout_s:g} s", code="no_slot", retry_after_s=1
+                )
+            return self._answer(wait.result())
+        finally:
+            gone.cancel()
+            wait.cancel()
 
     async def renew(self, request: Request) -> Response:
         """Give a lease more time."""

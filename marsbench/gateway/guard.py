@@ -22,6 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = frozenset(("/health", "/ready"))
 CONTROL_PATHS = ("/v1/tools/release", "/v1/tools/renew", "/end", "/metrics")
 """Still served while draining: they finish what has begun."""
+DRAINING = ApiProblem(503, "the gateway is shutting down", code="draining", retry_after_s=5)
 MAX_CLIENTS = 10_000
 DISCARD_S = 5.0
 
@@ -69,7 +70,7 @@ class Guard:
         if self._tokens and not self._known(key):
             raise ApiProblem(401, "missing or wrong bearer token", code="invalid_api_key")
         if self.draining and not path.endswith(CONTROL_PATHS):
-            raise ApiProblem(503, "the gateway is shutting down", code="draining", retry_after_s=5)
+            raise DRAINING
         client = scope.get("client")
         scope["marsbench.client"] = scope_of(key, client[0] if client else "")
         self._rate.check(scope["marsbench.client"], self._now_s())

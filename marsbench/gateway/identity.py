@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ def identify(
     last = any(headers.get(name, "").lower() in {"1", "true"} for name in LAST_HEADERS)
     key, source = _key(path_id, headers, body)
     if not key and session_per_key and api_key:
-        key, source = api_key, "api key"
+        digest = hashlib.blake2b(api_key.encode("utf-8", "replace"), digest_size=8)
+        key, source = "key-" + digest.hexdigest(), "api key"  # ids are written; keys never are
     if len(key) > MAX_ID_CHARS or not key.isprintable():
         raise ApiProblem(
             400,

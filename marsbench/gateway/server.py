@@ -118,6 +118,7 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
+        self._gateway.drain()
         self._drain = asyncio.get_running_loop().create_task(self._finish_in_flight())
 
     async def _finish_in_flight(self) -> None:

@@ -66,6 +66,7 @@ class ToolSlots:
     def attach(self, control: ControlPlane) -> None:
         """The control plane whose sessions the calls belong to."""
         self._control = control
+        control.ending.append(self._session_ends)
 
     @property
     def running(self) -> int:
@@ -133,6 +134,17 @@ class ToolSlots:
             self._emit(Kind.TOOL_START, lease)
             if not lease.future.done():
                 lease.future.set_result(None)
+
+    def _session_ends(self, session: LiveSession) -> None:
+        """Its calls end with it: held slots are free, waiting ones get none."""
+        for lease in [queued for queued in self._queue if queued.owner is session]:
+            self._abandon(lease)
+            if not lease.future.done():
+                lease.future.set_exception(
+                    ApiProblem(409, "the session has ended", code="session_ended")
+                )
+        for lease in [held for held in self.held.values() if held.owner is session]:
+            self._finish(lease, error=False, cpu_s=0.0)
 
     @property
     def _plane(self) -> ControlPlane:

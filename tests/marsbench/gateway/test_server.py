@@ -18,6 +18,7 @@ from marsbench.cli import main
 from marsbench.errors import ConfigError
 from marsbench.gateway.fake_backend import FakeBackend, Plan
 from marsbench.gateway.settings import GatewaySettings, Limits
+from marsbench.registry import load
 from marsbench.trace.io import read_sessions
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -123,7 +124,7 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new(rig, eventually):
         async with rig(plan) as r:
             running = asyncio.create_task(r.chat(HELLO, stream=True, session="a"))
             await eventually(lambda: len(r.gateway.proxy.in_flight) == 1)
-            r.gateway.guard.draining = True
+            r.gateway.drain()
             late = await r.chat(HELLO, session="b")
             assert late.status_code == 503
             assert late.json()["error"]["code"] == "draining"
@@ -132,6 +133,21 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new(rig, eventually):
             assert (await running).text.endswith("data: [DONE]\n\n")
             answer = await r.client.post("/v1/tools/release", json={"lease": "none"})
             assert answer.status_code == 404
+
+    asyncio.run(story())
+
+
+def test_draining_refuses_turns_that_still_wait_for_admission(rig, eventually):
+    """They could wait longer than the drain; another gateway can serve them now."""
+
+    async def story():
+        async with rig(system=load("SYSTEMS", "static"), params={"window": 1}) as r:
+            await r.chat(HELLO, session="a")
+            waiting = asyncio.create_task(r.chat(HELLO, session="b"))
+            await eventually(lambda: r.gateway.control.num_pending == 1)
+            r.gateway.drain()
+            assert (await waiting).status_code == 503
+            await eventually(lambda: r.gateway.idle)
 
     asyncio.run(story())
 

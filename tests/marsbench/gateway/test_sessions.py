@@ -78,9 +78,13 @@ def test_identity_takes_the_most_explicit_name(path, headers, body, key, source)
 
 
 def test_api_key_names_a_session_only_if_asked():
-    """Keys are shared by default; with session_per_key they are sessions."""
+    """Keys are shared by default; with session_per_key they are sessions, and never shown."""
     assert identify("", {}, {}, "sk-1").key == ""
-    assert identify("", {}, {}, "sk-1", session_per_key=True).key == "sk-1"
+    found = [
+        identify("", {}, {}, key, session_per_key=True).key for key in ("sk-1", "sk-1", "sk-2")
+    ]
+    assert found[0] == found[1] != found[2]
+    assert "sk-" not in "".join(found)
 
 
 @pytest.mark.parametrize("bad", ["x" * 257, "a\nb"])

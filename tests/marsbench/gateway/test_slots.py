@@ -155,3 +155,22 @@ def test_session_with_a_lease_is_not_idle(rig):
             assert (await release(r, lease)).status_code == 200
 
     asyncio.run(story())
+
+
+def test_leases_end_with_their_session(rig, eventually):
+    """The client ends the session while one call holds a slot and one waits: both are over."""
+
+    async def story():
+        async with rig(plan, system=system(1)) as r:
+            await r.chat([USER], session="a")
+            held = await acquire(r)
+            waiting = asyncio.create_task(acquire(r, "y"))
+            await eventually(lambda: r.gateway.slots.queued == 1)
+            await r.client.post("/v1/sessions/a/end")
+            assert (await waiting).status_code == 409
+            assert (await release(r, held)).status_code == 404
+            assert (r.gateway.slots.queued, r.gateway.slots.running) == (0, 0)
+            kinds = [k for k, _, _ in r.events()]
+            assert kinds[-1] == Kind.SESSION_END
+
+    asyncio.run(story())
