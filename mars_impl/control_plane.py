@@ -1,8 +1,8 @@
 """The external control plane: which sessions are active, and which tool calls run.
 
 Paper: "external control plane" - pressure-aware queue packing, CPU- and KV-aware admission limits,
-AIMD adaptation, ordering decoupled from admission. Flags, window and needle insertion follow the
-public preview (mars.md section 4.2); packing by *projected growth*, the starvation bound and the
+AIMD adaptation, ordering decoupled from admission. Flags and window follow the public
+preview; packing by *projected growth*, the starvation bound and the
 event-driven form are ours.
 """
 
@@ -104,7 +104,8 @@ class ControlPlane:
         """Sessions whose working sets fit together, in order of rank, and the tokens they need.
 
         The others are suspended: their next turn waits at the gate, and their KV, lowest in rank,
-        is what eviction takes first. The highest rank is always resident.
+        is what eviction takes first. The highest rank is always resident, and a sub-agent is
+        when its root is, which cannot go on without it.
         """
         capacity = self.params.kv_target * view.num_blocks * self._block_size
         used = float(self.state.shared_resident)
@@ -115,7 +116,8 @@ class ControlPlane:
         )
         for info in ranked:
             need = self._need(info, self.params.headroom_turns)
-            if used + need <= capacity or not resident or not self.params.kv_signal:
+            fits = used + need <= capacity or not self.params.kv_signal
+            if fits or not resident or info.root in resident:
                 resident.add(info.session)
                 used += need
         return resident, used

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
+PRIOR_S_PER_TOKEN = 0.01
+"""Expected duration of a session per token of its first prompt, before any session has ended."""
+
 
 class Growth:
     """Context growth per turn, tokens: exponentially weighted over all sessions."""
@@ -120,7 +123,7 @@ class ClassModel:
         own = self._classes.get(self.key(first_prompt))
         everyone = self._all
         if not everyone:
-            return float(first_prompt)
+            return PRIOR_S_PER_TOKEN * first_prompt
         overall = sum(m.active_s for m in everyone) / len(everyone)
         if not own:
             return overall

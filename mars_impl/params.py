@@ -59,8 +59,6 @@ class MarsParams:
     loss_high: float = _param(0.02, "recomputed / prompt tokens", "ours: KV pressure on")
     loss_low: float = _param(0.01, "recomputed / prompt tokens", "ours: KV pressure off")
     history: float = _param(64, "sessions", "ours: finished sessions remembered per class")
-    long_tokens: float = _param(50_000, "tokens", "preview: a long prompt")
-    long_slots: float = _param(2, "sessions", "preview: needle insertion")
     starvation_s: float = _param(600.0, "s", "ours: backlog age at which arrival order wins")
 
     # --- internal scheduler: multi-level feedback --------------------------------------------

@@ -2,7 +2,7 @@
 
 Paper: "session-based priority coordinator" (multi-level feedback, continuations first, prefill
 chunk shrinking) and "opportunistic co-scheduler" (bounded retention for warm tool returns). Levels,
-ageing and chunk shrinking follow the public preview (mars.md section 4.3); levels look at *uncached*
+ageing and chunk shrinking follow the public preview; levels look at *uncached*
 tokens, as the paper's text asks and the preview does not. The session rank inside a level is ours.
 """
 
@@ -43,8 +43,6 @@ class Mars:
         self._quanta = tuple(
             int(q) for q in (params.quantum_0, params.quantum_1, params.quantum_2, params.quantum_3)
         )
-        self._feedback: dict[int, int] = {}
-        """Levels a session's current turn was demoted by."""
 
     def on_event(self, event: Event) -> None:
         """Every role lives off the same stream."""
@@ -115,6 +113,8 @@ class Mars:
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Preempt prefills before decodes, the lowest priority first."""
+        if not self.params.coordinator:
+            return ()
         prefill = turn.computed_tokens < turn.prompt_tokens
         return (float(prefill), self.rank(turn.session), float(turn.num_blocks))
 

@@ -1,0 +1,165 @@
+"""What each parameter of MARS is worth: one at a time, on sessions no result is reported on.
+
+    python scripts/sensitivity_mars.py run      # simulate, write the CSV, draw the figure
+    python scripts/sensitivity_mars.py draw     # the figure again, from the CSV
+    python scripts/sensitivity_mars.py table    # the parameter table of mars_impl/README.md
+
+Every numeric parameter takes half and twice its default (or the values in ``VALUES``) while the
+others keep theirs; sessions and arrivals are the same in all runs of a workload and load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mars_impl.params import describe
+from marsbench.config import load_config
+from marsbench.experiment import tasks
+from marsbench.experiment.cells import points
+from marsbench.experiment.lab import Lab
+from marsbench.experiment.memo import Memo
+from marsbench.experiment.pool import Pool
+from marsbench.experiment.wiring import Setup
+from marsbench.report import style
+
+ROOT = Path(__file__).parents[1]
+CSV = ROOT / "results" / "reference" / "mars_sensitivity.csv"
+FIGURE = CSV.with_suffix(".png")
+README = ROOT / "mars_impl" / "README.md"
+BEGIN, END = "<!-- params:begin -->\n", "<!-- params:end -->\n"
+PROFILE = "h100-nvl/qwen3-coder-30b-a3b"
+WORKLOADS = ("swe-bench", "hybrid")
+LOADS = (0.7, 0.9, 1.1)
+NUM_SESSIONS = 80
+
+OFF = {"static_window", "fixed_ttl_s"}
+"""0 means off: these replace a mechanism and are no matter of degree."""
+VALUES: dict[str, tuple[float, ...]] = {
+    "kv_target": (0.8, 0.9, 1.1),
+    "busy_high": (0.5, 0.75, 1.0),
+    "window_decrease": (0.5, 0.85),
+    "ema": (0.1, 0.4),
+    "pin_share": (0.5, 0.75),
+    "opportunity": (0.0, 2.0),
+}
+"""Where half and twice the default would leave the range that makes sense."""
+ALMOST_NOTHING = 0.005
+"""Parameters that move the mean by less on every workload are named below the figure, not drawn."""
+
+
+class Progress:
+    """Says on stderr what is being measured; a ``Lab`` asks for no more."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    stage = note
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=("run", "draw", "table"))
+    command = parser.parse_args().command
+    if command == "table":
+        write_table()
+        return
+    if command == "run":
+        CSV.parent.mkdir(parents=True, exist_ok=True)
+        sweep().to_csv(CSV, index=False, float_format="%.6g")
+    draw(pd.read_csv(CSV))
+
+
+def variants() -> Iterator[tuple[str, float]]:
+    """(parameter, value) of every run beside the default."""
+    for name, default, unit, _ in describe():
+        if unit == "switch" or name in OFF:
+            continue
+        for value in VALUES.get(name, (default / 2, default * 2)):
+            if value != default:
+                yield name, value
+
+
+def sweep() -> pd.DataFrame:
+    """Mean session latency of every variant, by workload and load."""
+    config = load_config(
+        flags={
+            "workload": list(WORKLOADS), "system": ["mars"], "profile": [PROFILE],
+            "load": list(LOADS), "sessions": NUM_SESSIONS, "split": "tuning",
+        }
+    )  # fmt: skip
+    runs: list[tuple[str, float | None]] = [("default", None), *variants()]
+    rows = []
+    progress: Any = Progress()
+    with Pool(1) as pool:
+        lab = Lab(config, Memo(None, progress.note), pool, progress)
+        for point in points(config):
+            sessions, plan = lab.cell_sessions(point), lab.point_arrivals(point)
+            setup = Setup.of(config, point.profile, point.tool_cores)
+            print(point.describe(), file=sys.stderr)
+            base = math.nan
+            for name, value in runs:
+                params = {} if value is None else {name: value}
+                latency_s = tasks.trial(
+                    tasks.TrialTask(setup, "mars", params, sessions, plan, point.seed)
+                )
+                base = latency_s if value is None else base
+                rows.append((point.workload, point.load, name, value, latency_s, latency_s / base))
+    columns = ["workload", "load", "parameter", "value", "mean_latency_s", "relative"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def draw(table: pd.DataFrame) -> None:
+    """How much does mean latency change when one parameter of MARS does?"""
+    import seaborn as sns
+
+    changed = table[table["parameter"] != "default"].copy()
+    defaults = {name: default for name, default, _, _ in describe()}
+    changed["percent"] = 100 * (changed["relative"] - 1)
+    changed["set to"] = np.where(
+        changed["value"] < changed["parameter"].map(defaults), "lower", "higher"
+    )
+    swing = changed.groupby("parameter")["relative"].agg(lambda r: float(np.abs(r - 1).max()))
+    order = list(swing[swing >= ALMOST_NOTHING].sort_values(ascending=False).index)
+    flat = sorted(swing[swing < ALMOST_NOTHING].index)
+    with style.theme():
+        figure, axes = style.panels(1, len(WORKLOADS), share=True)
+        figure.set_size_inches(10.5, 0.24 * len(order) + 1.8)
+        for panel, workload in zip(axes, WORKLOADS, strict=True):
+            panel.axvline(0, color="#777777", lw=0.8, zorder=0)
+            sns.stripplot(
+                changed[changed["workload"] == workload], x="percent", y="parameter", order=order,
+                hue="set to", hue_order=["lower", "higher"], palette=["#0173b2", "#d55e00"],
+                jitter=False, dodge=True, size=5, ax=panel, legend=panel is axes[0],
+            )  # fmt: skip
+            panel.set(title=workload, ylabel="", xlabel="mean session latency, change in %")
+            panel.grid(visible=True, axis="y")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        figure.legend(handles, labels, title="parameter set", loc="outside right upper")
+        if flat:
+            note = f"below {100 * ALMOST_NOTHING:g} % everywhere: {', '.join(flat)}"
+            figure.supxlabel(note, fontsize="x-small", wrap=True)
+        figure.savefig(FIGURE, dpi=160)
+
+
+def write_table() -> None:
+    """Put the parameters between the markers of the README."""
+    lines = ["| parameter | default | unit | source |\n", "| --- | --- | --- | --- |\n"]
+    lines += [f"| `{n}` | {default:g} | {unit} | {source} |\n"
+              for n, default, unit, source in describe()]  # fmt: skip
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}{''.join(lines)}{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

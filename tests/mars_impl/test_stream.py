@@ -1,0 +1,129 @@
+"""What the unified information stream tells: scripted events, state computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mars_impl.stream import StreamState
+
+
+@pytest.fixture
+def state():
+    return StreamState(ema=0.2, history=64, gap_samples=30)
+
+
+@pytest.fixture
+def story(build, state):
+    return build.story(state.on_event)
+
+
+def test_a_session_moves_from_backlog_to_engine_to_tools_and_back(story, state):
+    """The phase and its start follow the events; the context is prompt, then prompt plus output."""
+    story.arrive(0, 1.0, 1000)
+    info = state.sessions[0]
+    assert (info.phase, info.since_s, info.context, info.rank) == ("ready", 1.0, 1000, math.inf)
+    story.submit(0, 2.0)
+    assert (info.phase, info.since_s, info.admitted_s, info.rank) == ("engine", 2.0, 2.0, 0.0)
+    story.end(0, 5.0, output_tokens=50, prefilled_tokens=1000)
+    assert (info.phase, info.since_s, info.context, info.turns) == ("tool", 5.0, 1050, 1)
+    story.ready(0, 9.0, 1400, turn=1).submit(0, 9.5, turn=1)
+    assert (info.phase, info.since_s, info.context, info.admitted_s) == ("engine", 9.5, 1400, 2.0)
+    story.done(0, 12.0)
+    assert not state.sessions
+
+
+def test_rank_is_the_order_of_admission_not_of_arrival(story, state):
+    """Whoever enters first has rank 0 for all its turns; the backlog has none."""
+    for session in (0, 1, 2):
+        story.arrive(session, float(session))
+    story.submit(2, 3.0).submit(0, 4.0).end(2, 5.0).ready(2, 6.0, 1100, turn=1)
+    story.submit(2, 6.0, turn=1)
+    assert [state.sessions[n].rank for n in (0, 1, 2)] == [1.0, math.inf, 0.0]
+
+
+def test_sub_agents_have_the_rank_and_root_of_who_started_them(story, state):
+    """A child, and its own child, belong to the top-level session; the next rank is the next root's."""
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0)
+    story.arrive(1, 1.0, parent=0).submit(1, 1.0).end(1, 2.0)
+    story.arrive(2, 2.0, parent=1).submit(2, 2.0)
+    story.arrive(3, 3.0).submit(3, 3.0)
+    assert [state.sessions[n].root for n in (0, 1, 2, 3)] == [0, 0, 0, 3]
+    assert [state.sessions[n].rank for n in (0, 1, 2, 3)] == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_growth_is_learned_from_one_prompt_to_the_next(story, state):
+    """1000 -> 1600 tokens is a growth of 600: 800 + (600-800)/6."""
+    story.arrive(0, 0.0, 1000).submit(0, 0.0).end(0, 1.0, output_tokens=50)
+    story.ready(0, 2.0, 1600, turn=1)
+    assert state.growth.mean == pytest.approx(800 - 200 / 6)
+
+
+def test_private_memory_leaves_out_the_shared_prefix(story, state):
+    """320 tokens were cached when a session first ran: they are others' too. The largest such prefix
+    is resident once for all.
+    """
+    story.arrive(0, 0.0, 1000).submit(0, 0.0).start(0, 0.0, cached=320)
+    story.arrive(1, 0.0, 1000).submit(1, 0.0).start(1, 0.0, cached=160)
+    story.end(0, 1.0, output_tokens=50).start(0, 2.0, turn=1, cached=1040)
+    assert state.sessions[0].private == 1050 - 320
+    assert state.sessions[1].private == 1000 - 160
+    assert state.shared_resident == 320
+
+
+def test_busy_is_the_recent_share_of_time_with_work_in_the_engine(story, state):
+    """Time constant 120 s: 120 s of work give 1 - 1/e, 240 s of idleness after that e^-2 of it."""
+    story.arrive(0, 0.0).submit(0, 0.0).submit(1, 60.0).end(1, 90.0).end(0, 120.0)
+    assert state.busy == pytest.approx(1 - math.exp(-1))
+    story.ready(0, 360.0, 1100, turn=1)
+    assert state.busy == pytest.approx((1 - math.exp(-1)) * math.exp(-2))
+
+
+def test_loss_is_the_recent_share_of_prompts_computed_again(story, state):
+    """100 of 1000, then 0 of 500: 100/1000.98, then 98/(0.98*1000.98 + 500)."""
+    story.arrive(0, 0.0).submit(0, 0.0)
+    assert state.loss == 0.0
+    story.end(0, 1.0, cached_tokens=300, prefilled_tokens=700, recomputed_tokens=100)
+    assert state.loss == pytest.approx(100 / 1000.98)
+    story.submit(0, 2.0, turn=1).end(0, 3.0, turn=1, cached_tokens=400, prefilled_tokens=100)
+    assert state.loss == pytest.approx(98 / (0.98 * 1000.98 + 500))
+
+
+def test_waiting_for_tool_slots_is_a_moving_average(story, state):
+    """Waits of 10 s and 0 s with weight 0.2: 2.0, then 1.6."""
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0)
+    story.enqueue(0, 1.0).start_tool(0, 11.0)
+    assert state.tool_wait_s == pytest.approx(2.0)
+    story.enqueue(0, 11.0, call=1).start_tool(0, 11.0, call=1)
+    assert state.tool_wait_s == pytest.approx(1.6)
+
+
+def test_calls_are_outstanding_until_they_end(story, state):
+    """Queued calls have no start; ended ones teach the gap model what they took."""
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0)
+    story.enqueue(0, 1.0, "build").enqueue(0, 1.0, "ls", call=1).start_tool(0, 3.0, "build")
+    assert state.sessions[0].calls == {0: ("build", 3.0), 1: ("ls", math.inf)}
+    before = state.gaps.expected_s("build")
+    story.end_tool(0, 103.0, "build")
+    assert state.sessions[0].calls == {1: ("ls", math.inf)}
+    assert state.gaps.expected_s("build") > before
+    story.ready(0, 104.0, 1100, turn=1)
+    assert state.sessions[0].calls == {}
+
+
+def test_the_class_model_learns_from_ended_top_level_sessions_only(story, state):
+    """A session of two turns that was active for 10 s; sub-agents and rejected sessions teach nothing."""
+    story.arrive(0, 0.0, 1000).submit(0, 5.0).end(0, 6.0)
+    story.arrive(1, 6.0, 200, parent=0).submit(1, 6.0).end(1, 7.0).done(1, 8.0)
+    story.arrive(2, 6.0, 10**6).done(2, 6.0)
+    assert state.classes.active_s(1000) == pytest.approx(0.01 * 1000), "nobody has ended yet"
+    story.ready(0, 9.0, 1100, turn=1).submit(0, 9.0, turn=1).end(0, 15.0, turn=1).done(0, 15.0)
+    assert state.classes.active_s(1000) == pytest.approx(10.0)
+
+
+def test_events_of_unknown_sessions_are_ignored(story, state):
+    """Telemetry, and what comes after a session's end, changes no session."""
+    story.arrive(0, 0.0).done(0, 1.0)
+    story.start_tool(0, 2.0).end_tool(0, 3.0).ready(7, 4.0, 100, turn=1)
+    assert not state.sessions
