@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 REAP_S = 1.0
+START_POLL_S = 0.5
 KEEP_ALIVE_S = 3.0
 """Of idle connections to backends; uvicorn, which vLLM runs on, closes its own after 5 s."""
 
@@ -125,8 +126,7 @@ class Gateway:
         ]
         views = [backend.view for backend in backends]
         probe = Pool(settings, backends, StickyLeastLoaded(), self.clock)
-        await probe.check()
-        await probe.read_telemetry()
+        await self._wait_for_backends(probe)
         policies = self._policies(views)
         self.slots = shared.tools = ToolSlots(policies.tools, settings.waits.lease_s)
         self.pool = Pool(settings, backends, policies.routing, self.clock)
@@ -157,6 +157,18 @@ class Gateway:
             (min(REAP_S, waits.session_idle_s / 2), self._reap_step),
         ):
             self._work.append(asyncio.create_task(self._every(seconds, step)))
+
+    async def _wait_for_backends(self, pool: Pool) -> None:
+        """Until one answers: what it says of its memory is what policies will be told."""
+        waits = self.settings.waits
+        latest_s = self.clock.now_s() + waits.start_s
+        await pool.check()
+        while not pool.healthy and self.clock.now_s() < latest_s:
+            await asyncio.sleep(min(waits.health_s, START_POLL_S))
+            await pool.check()
+        if not pool.healthy:
+            logger.warning("no backend answers; policies are told what the profile says")
+        await pool.read_telemetry()
 
     async def _stop(self) -> None:
         for work in self._work:

@@ -25,6 +25,8 @@ MAX_HOLD_S = 60.0
 """Longest time an ejected backend stays out whatever its health check says; doubled each time."""
 PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_S)
 MAX_PAGE_BYTES = 8 << 20
+SILENT_S = 10.0
+"""Between two tries to read the /metrics of a backend that has none."""
 
 
 @dataclass(slots=True)
@@ -36,13 +38,16 @@ class Backend:
     client: aiohttp.ClientSession
     view: ReplicaView
     is_vllm: bool = False
-    healthy: bool = True
+    healthy: bool = False
+    """It gets turns. Not before its first health check."""
     failures: int = 0
     """In a row."""
     ejections: int = 0
     """Since its last good answer."""
     hold_until_s: float = 0.0
     """It is not brought back before."""
+    silent_until_s: float = 0.0
+    """It has no /metrics that we can read, and is not asked again before."""
 
 
 class Pool:
@@ -93,25 +98,35 @@ class Pool:
         backend.failures = backend.ejections = 0
 
     async def check(self) -> None:
-        """One health check of every backend; brings ejected ones back."""
-        found = await asyncio.gather(*(self._probe(backend) for backend in self.backends))
-        for backend, why in zip(self.backends, found, strict=True):
+        """One health check of every backend; brings in those that are well.
+
+        Servers of somebody else (engine openai) are only asked while they are out.
+        """
+        passive = self._settings.engine == "openai"
+        asked = [b for b in self.backends if not (passive and b.healthy)]
+        found = await asyncio.gather(*(self._probe(backend) for backend in asked))
+        for backend, why in zip(asked, found, strict=True):
             if why:
                 backend.failures += 1
                 self._eject_if_failing(backend, why)
             elif not backend.healthy and self._clock.now_s() >= backend.hold_until_s:
                 backend.healthy = True
                 backend.failures = 0
-                logger.warning("backend %d is back", backend.index)
+                backend.silent_until_s = 0.0
+                if backend.ejections:
+                    logger.warning("backend %d is back", backend.index)
 
     async def read_telemetry(self) -> None:
         """One reading of every healthy backend's /metrics."""
         if self._settings.engine == "openai":
             return
-        asked = [backend for backend in self.backends if backend.healthy]
+        now_s = self._clock.now_s()
+        asked = [b for b in self.backends if b.healthy and now_s >= b.silent_until_s]
         found = await asyncio.gather(*(self._metrics(backend) for backend in asked))
         for backend, metrics in zip(asked, found, strict=True):
             backend.view.update(metrics)
+            if metrics is None:
+                backend.silent_until_s = now_s + SILENT_S
             if metrics is not None and self._settings.engine == "auto":
                 backend.is_vllm = metrics.is_vllm
 

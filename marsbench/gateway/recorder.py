@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 ESTIMATED_KEY = "x_estimated_turns"
 PROVENANCE = {
+    "agent": "recorded: x-agent-name, else the client library",
+    "model": "recorded",
     "arrival_s": "recorded",
     "new_input_tokens": "recorded",
     "output_tokens": "recorded",
@@ -30,6 +32,10 @@ PROVENANCE = {
     "drop_context_to": "derived: longest common prefix of prompts in blocks of 64 bytes",
     "kept_prefix_tokens": "derived: longest common prefix of prompts in blocks of 64 bytes",
     "shared_prefix": "derived: tools and leading system messages, tokens by share of bytes",
+    "tools.name": "recorded",
+    "tools.cpu_s": "recorded where the slot API was used and told",
+    "tools.error": "recorded where the client marks it",
+    "children": "derived: requests beside a turn, or with other system messages",
     "tools.wall_s": "derived: gap between turns, or recorded where the slot API was used",
     "tools.class": "derived: tool name and first words of the command",
     "tools.result_tokens": "derived: share of bytes",

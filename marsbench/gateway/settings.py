@@ -50,6 +50,8 @@ class Waits:
     """Between two health checks of a backend."""
     telemetry_s: float = 0.5
     """Between two readings of a backend's /metrics."""
+    start_s: float = 30.0
+    """For the first backend to answer before the gateway begins without."""
     drain_s: float = 120.0
     """For turns in flight to finish after SIGTERM."""
 

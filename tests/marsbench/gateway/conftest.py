@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 from dataclasses import dataclass, field
 
 import httpx
@@ -29,10 +30,16 @@ CONTEXT = PolicyContext(
 STOCK = System(name="vllm", summary="stock")
 
 
-def listen() -> socket.socket:
-    """A bound socket of this machine."""
+def reserve() -> socket.socket:
+    """A port of this machine on which nobody answers yet."""
     found = socket.socket()
     found.bind(("127.0.0.1", 0))
+    return found
+
+
+def listen() -> socket.socket:
+    """A port of this machine that takes connections."""
+    found = reserve()
     found.listen(256)
     return found
 
@@ -103,7 +110,13 @@ async def run_rig(
     ports = [sock.getsockname()[1] for sock in sockets]
     running = [await start(backend_server(f), s) for f, s in zip(fakes, sockets, strict=True)]
     gateway_socket = listen()
-    waits = {"telemetry_s": 0.05, "health_s": 0.1, "session_idle_s": 30.0, **(waits or {})}
+    waits = {
+        "start_s": 5.0,
+        "telemetry_s": 0.05,
+        "health_s": 0.1,
+        "session_idle_s": 30.0,
+        **(waits or {}),
+    }
     made = GatewaySettings(
         backends=tuple(f"http://127.0.0.1:{port}" for port in ports),
         limits=Limits(**(limits or {})),
@@ -143,3 +156,9 @@ async def until(condition, timeout_s=5.0):
 def eventually():
     """``await eventually(lambda: ...)``."""
     return until
+
+
+@pytest.fixture
+def rig_parts():
+    """What a rig is made of, for tests that put one together in another order."""
+    return sys.modules[__name__]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import httpx
+
+from marsbench.gateway.app import Gateway
 from marsbench.gateway.fake_backend import FakeBackend, Plan
+from marsbench.gateway.server import make_server
+from marsbench.gateway.settings import GatewaySettings, Waits
 from marsbench.gateway.telemetry import read_metrics
 
 USER = {"role": "user", "content": "go"}
@@ -120,3 +125,33 @@ vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="110"} 1.0
     assert (found.queried_tokens, found.hit_tokens) == (1500, 1000)
     assert (found.num_blocks, found.block_size) == (210, 16)
     assert read_metrics("process_cpu_seconds_total 1.0\n") is None
+
+
+def test_gateway_that_starts_first_waits_and_then_comes_up(rig_parts, eventually):
+    """Without a backend: not ready, turns get 503. When one comes up it is found, and policies see
+    its memory."""
+    parts = rig_parts
+
+    async def story():
+        sock = parts.reserve()
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        settings = GatewaySettings(
+            backends=(url,), waits=Waits(start_s=0.1, health_s=0.05, telemetry_s=0.05)
+        )
+        gateway = Gateway(settings, parts.STOCK, parts.CONTEXT)
+        listener = parts.listen()
+        server = await parts.start(make_server(gateway), listener)
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False, verify=False) as client:
+            assert (await client.get("/ready")).status_code == 503
+            body = {"model": "m", "messages": [USER]}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 503
+            sock.listen(16)
+            backend = await parts.start(parts.backend_server(FakeBackend(num_blocks=77)), sock)
+            await eventually(lambda: gateway.control.fleet.num_blocks == 77)
+            assert (await client.get("/ready")).status_code == 200
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+        await parts.stop(server)
+        await parts.stop(backend)
+
+    asyncio.run(story())
