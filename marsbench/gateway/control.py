@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +31,8 @@ Route = Callable[[LiveSession], int]
 """Chooses the backend of a turn: index in the fleet. Raises ApiProblem if none can take it."""
 
 START_BYTES_PER_TOKEN = 4.0
+MAX_HEADS = 10_000
+"""Shared heads (tools and system messages) remembered."""
 RATIO_WEIGHT = 0.2
 """Weight of a new bytes-per-token observation (ThunderAgent's router uses the same)."""
 
@@ -79,6 +81,7 @@ class ControlPlane:
         self._admission_s = admission_s
         self._pending: dict[int, tuple[LiveSession, asyncio.Future[None]]] = {}
         self._tick: asyncio.TimerHandle | None = None
+        self._heads: OrderedDict[bytes, None] = OrderedDict()
         self._bytes_per_token = START_BYTES_PER_TOKEN
 
     @property
@@ -111,6 +114,7 @@ class ControlPlane:
         session.prompt_tokens = tokens
         if session.turns_sent == 0:
             session.context_tokens = tokens
+            session.reused_tokens = self._shared_tokens(prompt, tokens)
         at_ps = self._emit(Kind.TURN_READY, session, (tokens,))
         session.enter("pending", at_ps)
 
@@ -163,7 +167,12 @@ class ControlPlane:
             self._learn_ratio(session, prompt, tokens)
         reused = session.reused_tokens
         cached = min(reused if end.cached_tokens is None else end.cached_tokens, tokens)
-        recomputed = max(0, min(reused, tokens) - cached)
+        recomputed = max(0, min(reused, tokens) - cached) if session.turns_sent > 1 else 0
+        if end.ok and prompt.head:
+            self._heads[prompt.head_digest] = None
+            self._heads.move_to_end(prompt.head_digest)
+            if len(self._heads) > MAX_HEADS:
+                self._heads.popitem(last=False)
         if end.ok and end.cached_tokens is not None:
             self._shared.hits.append((cached, tokens))
         payload = (
@@ -353,6 +362,12 @@ class ControlPlane:
     def _replica(self, session: LiveSession) -> ReplicaView:
         assert session.backend is not None
         return self.fleet.replicas[session.backend]
+
+    def _shared_tokens(self, prompt: Prompt, tokens: int) -> int:
+        """Tokens of tools and system messages, if an engine has had the same ones before."""
+        if not prompt.head or prompt.head_digest not in self._heads:
+            return 0
+        return len(prompt.head) * tokens // prompt.num_bytes
 
     def _learn_ratio(self, session: LiveSession, prompt: Prompt, tokens: int) -> None:
         ratio = prompt.num_bytes / tokens

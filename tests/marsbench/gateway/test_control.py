@@ -337,3 +337,20 @@ def test_the_log_of_a_long_life_stays_bounded():
     assert bus.dropped + len(bus.log) == 2000
     assert bus.log.session_ids[999] == "s999"
     assert sum(map(bool, bus.log.session_ids)) <= 51
+
+
+def test_first_turns_are_expected_to_share_their_system_message(rig):
+    """Nothing is cached for the first session; the second repeats its system message, which is
+    about nine tenths of the prompt."""
+
+    async def story():
+        system = {"role": "system", "content": "You fix bugs carefully. " * 40}
+        async with rig() as r:
+            for name in ("a", "b"):
+                await r.chat([system, {"role": "user", "content": name * 90}], session=name)
+            rows = r.gateway.bus.log.to_numpy()
+            return [tuple(row[5:7]) for row in rows if row[1] == Kind.GPU_SCHED_FIRST]
+
+    (first, _), (cached, uncached) = asyncio.run(story())
+    assert first == 0
+    assert cached / (cached + uncached) == pytest.approx(0.91, abs=0.02)
