@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from marsbench.compiled import named_folder
 from marsbench.errors import ResultsError
 
 PACKAGES = (
@@ -41,6 +42,7 @@ def environment(
         "environment_version": 1,
         "git": git_state(Path(__file__).resolve().parent),
         "python": platform.python_version(),
+        "compiled_core": named_folder() is not None,
         "versions": {name: _version(name) for name in PACKAGES},
         "host": {
             "name": platform.node(),

@@ -45,12 +45,26 @@ def examine() -> Iterator[Finding]:
     """Everything the commands depend on, in the order they need it."""
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     yield Finding("machine", "ok", f"{os.cpu_count()} cores, {platform.machine()}")
+    yield _core()
     yield _plugins()
     yield _profiles()
     yield _simulation()
     yield _cache()
     yield _vllm()
     yield _docker()
+
+
+def _core() -> Finding:
+    from marsbench.compiled import VARIABLE, check, named_folder
+
+    folder = named_folder()
+    if folder is None:
+        return Finding("core", "ok", f"pure Python ({VARIABLE} is not set)")
+    try:
+        check(folder)
+    except MarsbenchError as error:
+        return Finding("core", "broken", str(error))
+    return Finding("core", "ok", f"compiled, {folder}")
 
 
 def _plugins() -> Finding:
