@@ -72,6 +72,8 @@ class PreviewParams:
     long_tokens: float = 50_000.0
     needle_slots: float = 2.0
     tail_kv_ratio: float = 0.95
+    quantum_scale: float = 1.0
+    """Ours: all quanta times this, for tuning."""
 
     @classmethod
     def of(cls, context: PolicyContext) -> PreviewParams:
@@ -92,7 +94,8 @@ class PreviewQueue:
     reorders_running = True
     resort_s = RESORT_S
 
-    def __init__(self) -> None:
+    def __init__(self, quantum_scale: float = 1.0) -> None:
+        self._quanta = tuple(int(tokens * quantum_scale) for tokens in QUANTA_TOKENS)
         self._active: set[int] = set()
         self._overflow: deque[int] = deque()
         self._feedback: dict[int, int] = {}
@@ -157,7 +160,7 @@ class PreviewQueue:
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
         """The worse the level, the smaller the chunk; halved for a waiting turn until it fits."""
-        quantum = QUANTA_TOKENS[self.level(turn, view, now_s)]
+        quantum = self._quanta[self.level(turn, view, now_s)]
         self._granted[turn.session] = quantum
         if turn.computed_tokens == 0:
             room = view.free_blocks * view.block_size
@@ -380,8 +383,10 @@ class PreviewController:
 
 
 def build(context: PolicyContext) -> Policies:
-    controller = PreviewController(PreviewParams.of(context), context.block_size)
-    return Policies(scheduling=PreviewQueue(), admission=controller, tools=controller)
+    params = PreviewParams.of(context)
+    queue = PreviewQueue(params.quantum_scale)
+    controller = PreviewController(params, context.block_size)
+    return Policies(scheduling=queue, admission=controller, tools=controller)
 
 
 PREVIEW = System(
@@ -389,5 +394,5 @@ PREVIEW = System(
     summary="the authors' public preview of MARS, rule by rule (no retention)",
     build=build,
     engine={"max_num_seqs": ENGINE_WINDOW},
-    tunable={"pool": (4.0, 8.0, 16.0, 30.0), "kv_high": (0.8, 0.9)},
+    tunable={"pool": (4.0, 8.0, 16.0, 30.0), "quantum_scale": (1.0, 16.0)},
 )

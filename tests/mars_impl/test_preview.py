@@ -113,6 +113,13 @@ def test_afterwards_the_quantum_follows_what_is_left(build, queue):
         assert queue.prefill_quantum(turn, view, 0.0) == quantum
 
 
+def test_quanta_can_be_scaled_for_tuning(build):
+    """16 times: 4096 tokens at level 3."""
+    policies = build_preview(build.context(params={"quantum_scale": 16.0}))
+    turn = build.turn(prompt_tokens=60_000, computed_tokens=10_000)
+    assert policies.scheduling.prefill_quantum(turn, build.engine(), 0.0) == 4096
+
+
 def test_ageing_lifts_a_level_every_30_s(build, queue):
     """Level 3 left alone: 29.9 s still 3, 30 s 2, 95 s 0 (95/30 = 3.2), never below 0."""
     turn = build.turn(prompt_tokens=60_000, computed_tokens=2048, last_scheduled_s=100.0)
