@@ -151,7 +151,7 @@ class SimCore:
                 self._resort(now_ps)
             before = self.clock.step
             done = False
-            if self._quiet():
+            if not self._prefilling and (not self.waiting or self._stuck):
                 if not self._num_decoding:
                     return limit_ps
                 now_ps, done = self._jump(now_ps, limit_ps)
@@ -179,9 +179,6 @@ class SimCore:
         assert [t for t in self.running if not t.decoding] == self._prefilling or self._reorders
 
     # --- jumping over quiet steps ----------------------------------------------------------
-
-    def _quiet(self) -> bool:
-        return not self._prefilling and (not self.waiting or self._stuck)
 
     def _jump(self, now_ps: int, limit_ps: int) -> tuple[int, bool]:
         """Run the longest stretch of pure decode steps in which no decision is made.
@@ -274,11 +271,14 @@ class SimCore:
         """Schedule and execute one step; returns the time after it and whether a turn finished."""
         config = self.config
         step = self.clock.step
-        eligible = len(self.running) + len(self.waiting)
-        threshold = config.long_prefill_token_threshold if eligible > 1 else 0
-        if threshold and config.long_prefill_token_threshold_adaptive:
-            share = config.max_num_batched_tokens // eligible
-            threshold = share if share > threshold else threshold
+        threshold = config.long_prefill_token_threshold
+        if threshold:
+            eligible = len(self.running) + len(self.waiting)
+            if eligible <= 1:
+                threshold = 0
+            elif config.long_prefill_token_threshold_adaptive:
+                share = config.max_num_batched_tokens // eligible
+                threshold = share if share > threshold else threshold
         chunks: list[tuple[SimTurn, int]] = []
         preempted: list[SimTurn] = []
         skipped: list[SimTurn] = []
@@ -293,10 +293,10 @@ class SimCore:
         if self.policy is not None:
             self._report_quanta(chunks, now_ps)
         duration = self._duration(step, chunks, skipped)
-        kv = self.kv
-        self.stats.referenced_block_ps += (kv.num_blocks - kv.free) * duration
-        self.stats.steps += 1
-        self.stats.busy_ps += duration
+        kv, stats = self.kv, self.stats
+        stats.referenced_block_ps += (kv.num_blocks - kv.plain - kv.cached) * duration
+        stats.steps += 1
+        stats.busy_ps += duration
         if self.trace is not None:
             self._trace(now_ps, chunks, preempted, skipped)
         self.clock.step = step + 1
@@ -347,27 +347,30 @@ class SimCore:
         budget = self.config.max_num_batched_tokens - self._num_decoding
         if budget < 0:
             return -1
-        need = self._crossings[self.clock.step % size]
+        crossing = need = self._crossings[self.clock.step % size]
+        policy = self.policy
         last = self.running[-1] if self.running else None
         for turn in self._prefilling:
             if budget == 0:
                 return -1
-            count = turn.prompt_tokens + turn.generated - turn.computed
+            have = turn.computed
+            count = turn.prompt_tokens + turn.generated - have
             if 0 < threshold < count:
                 count = threshold
-            if self.policy is not None:
-                count = self._quantum(turn, turn.computed, count, now_ps)
+            if policy is not None:
+                count = self._quantum(turn, have, count, now_ps)
             if count > budget:
                 if turn is not last:
                     return -1
                 count = budget
             budget -= count
-            need += -(-(turn.computed + count) // size) - turn.holding.blocks
+            need += -(-(have + count) // size) - turn.holding.blocks
             chunks.append((turn, count))
-        if need > self.kv.free:
+        kv = self.kv
+        if need > kv.plain + kv.cached:
             return -1
-        if need:
-            self.kv.take(self._crossings[self.clock.step % size])
+        if crossing:
+            kv.take(crossing)
         for turn, count in chunks:
             self._give(turn, count, now_ps)
         return budget
