@@ -192,8 +192,6 @@ class StreamState:
         elif event.kind == Kind.TOOL_END:
             name, start_s = info.calls.pop(event.call, (event.name, event.time_s))
             took = event.time_s - start_s
-            expected = self.gaps.expected_s(name)
-            if expected > 0:
-                ratio = min(took / expected, 10.0)
-                self.stretch += 0.02 * (ratio - self.stretch)
+            ratio = min(took / self.gaps.expected_s(name), 10.0)
+            self.stretch += 0.02 * (ratio - self.stretch)
             self.gaps.observe(name, took)

@@ -299,6 +299,15 @@ def test_the_window_falls_to_0_7_and_grows_by_one(build):
     assert seen == [21, 14, 9, 6, 4, 4, 5, 6, 6]
 
 
+def test_the_pace_of_arrivals_is_the_mean_gap_so_far(build):
+    """Unknown before the second arrival; at 0, 4 and 6 s it is 3 s."""
+    control, story = controller(build)
+    story.arrive(0, 0.0)
+    assert control.mean_gap_s() == float("inf")
+    story.arrive(1, 4.0).arrive(2, 6.0)
+    assert control.mean_gap_s() == pytest.approx(3.0)
+
+
 def test_the_window_moves_at_most_every_0_2_s(build):
     """Three looks within 0.2 s are one step down: 21."""
     control, _ = controller(build)

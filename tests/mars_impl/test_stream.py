@@ -122,6 +122,23 @@ def test_the_class_model_learns_from_ended_top_level_sessions_only(story, state)
     assert state.classes.active_s(1000) == pytest.approx(10.0)
 
 
+def test_a_sub_agent_may_outlive_its_root(story, state):
+    """A root that was cut off ends first; its sub-agent's end changes nothing else."""
+    story.arrive(0, 0.0).submit(0, 0.0).arrive(1, 1.0, parent=0).submit(1, 1.0)
+    story.done(0, 2.0).end(1, 3.0).done(1, 4.0)
+    assert not state.sessions
+
+
+def test_calls_that_take_longer_than_their_names_promise_stretch_the_estimate(story, state):
+    """Median 1 s a priori; a call of 5 s: 1 + 0.02*(5-1) = 1.08; of 1000 s: ten times at most."""
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 0.0).start_tool(0, 0.0).end_tool(0, 5.0)
+    assert state.stretch == pytest.approx(1.08)
+    before, expected = state.stretch, state.gaps.expected_s("bash")
+    assert 1000 / expected > 10
+    story.start_tool(0, 5.0).end_tool(0, 1005.0)
+    assert state.stretch == pytest.approx(before + 0.02 * (10 - before))
+
+
 def test_events_of_unknown_sessions_are_ignored(story, state):
     """Telemetry, and what comes after a session's end, changes no session."""
     story.arrive(0, 0.0).done(0, 1.0)
