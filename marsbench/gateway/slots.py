@@ -83,6 +83,8 @@ class ToolSlots:
     ) -> Lease:
         """Wait for a slot. Cancelling gives up the place in the queue."""
         plane = self._plane
+        if session.phase == "done":
+            raise _over()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         call = self._claim(session, name, tool_class)
         now_ps = plane.bus.clock.now_ps()
@@ -140,9 +142,7 @@ class ToolSlots:
         for lease in [queued for queued in self._queue if queued.owner is session]:
             self._abandon(lease)
             if not lease.future.done():
-                lease.future.set_exception(
-                    ApiProblem(409, "the session has ended", code="session_ended")
-                )
+                lease.future.set_exception(_over())
         for lease in [held for held in self.held.values() if held.owner is session]:
             self._finish(lease, error=False, cpu_s=0.0)
 
@@ -202,3 +202,7 @@ class ToolSlots:
             name=lease.call.name,
             tool_class=lease.call.tool_class,
         )
+
+
+def _over() -> ApiProblem:
+    return ApiProblem(409, "the session has ended", code="session_ended")
