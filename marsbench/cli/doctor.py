@@ -45,7 +45,10 @@ def examine() -> Iterator[Finding]:
     """Everything the commands depend on, in the order they need it."""
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     yield Finding("machine", "ok", f"{os.cpu_count()} cores, {platform.machine()}")
-    yield _core()
+    core = _core()
+    yield core
+    if core.state == "broken":
+        return  # nothing else can be imported
     yield _plugins()
     yield _profiles()
     yield _simulation()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from marsbench import compiled
+from marsbench.cli.doctor import examine
 from marsbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,3 +105,15 @@ def test_only_the_environment_turns_it_on(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(compiled.VARIABLE, "there")
     assert compiled.named_folder() == tmp_path / "there"
+
+
+def test_doctor_says_which_core_runs(monkeypatch, folder):
+    """Pure Python, a compiled core that may be used, or one that is broken, with the remedy."""
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    assert "pure Python" in next(f.text for f in examine() if f.topic == "core")
+    monkeypatch.setenv(compiled.VARIABLE, str(folder))
+    assert next(f.text for f in examine() if f.topic == "core") == f"compiled, {folder}"
+    change_source(folder)
+    *_, last = examine()
+    assert (last.topic, last.state) == ("core", "broken")
+    assert "run scripts/compile_core.py" in last.text
