@@ -62,15 +62,17 @@ def page(data: ReportData, sections: list[Section]) -> str:
 
 
 def _results(data: ReportData) -> str:
+    """One scenario's table; its heading already names the workload and the profile."""
+    skip = 2
     head = "".join(
-        f"<th{' class=key' if k < 4 else ''}>{escape(name)}</th>"
-        for k, name in enumerate(headings())
+        f"<th{' class=key' if k < 4 - skip else ''}>{escape(name)}</th>"
+        for k, name in enumerate(headings()[skip:])
     )
     body = []
     for row in report_rows(data):
         cells = "".join(
-            f"<td{' class=key' if k < 4 else ''}>{escape(cell)}</td>"
-            for k, cell in enumerate(text_cells(row))
+            f"<td{' class=key' if k < 4 - skip else ''}>{escape(cell)}</td>"
+            for k, cell in enumerate(text_cells(row)[skip:])
         )
         body.append(f"<tr{' class=mars' if row['system'] == 'mars' else ''}>{cells}</tr>")
     return f"<div class='wide'><table><tr>{head}</tr>{''.join(body)}</table></div>"

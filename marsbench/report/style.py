@@ -148,9 +148,11 @@ def legend(figure: Figure, axes: Axes, **options: Any) -> None:
 
 
 def scale_to(axes: Axes, values: Sequence[float], *, axis: str = "y") -> None:
-    """Logarithmic if positive values span more than a decade and a half, else from zero."""
+    """Logarithmic if positive values span more than a decade, else from zero."""
     positive = [value for value in values if value > 0]
-    if positive and max(positive) > 30 * min(positive):
+    if positive and max(positive) > 10 * min(positive):
+        # A symmetric interval can reach below zero: the values, not the bars, set the lower end.
+        axes.set(**{f"{axis}scale": "log", f"{axis}lim": (min(positive) / 1.5, None)})
         log_axis(axes, axis)
         return
     axes.set(**{f"{axis}lim": (0, None)})
