@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -337,9 +338,16 @@ def report(found: dict[str, Any]) -> str:
         "per second are of the simulation alone; process figures include start-up and reading the "
         "trace. The CPU time of Dynamo's simulation is its process's less that of a process that "
         "replays one session. Step times differ: marsbench models a GPU (the profile "
-        f"{PROFILE}), Dynamo uses its default polynomial."
+        f"{PROFILE}), Dynamo uses its default polynomial. All numbers: results/reference/speed.json; "
+        "again: `scripts/bench_sim.py`. The compiled core is opt-in: `scripts/compile_core.py` makes "
+        "it, `MARSBENCH_COMPILED=build/compiled` uses it, a changed source makes it an error."
     )
-    return "\n".join(lines)
+    return "\n".join(
+        line
+        if line.startswith("|")
+        else textwrap.fill(line, 100, subsequent_indent="  " * (line[:1] == "-"))
+        for line in lines
+    )
 
 
 def insert(path: Path, text: str) -> None:
