@@ -202,7 +202,8 @@ class RetentionPolicy(Protocol):
     ) -> bool:
         """Whether the pin may be given up so that a *waiting* turn fits. If not, the turn waits;
         a running turn's growth takes pins without asking, and so does a waiting one if nothing
-        runs (the pool can never wedge)."""
+        runs (the pool can never wedge).
+        """
         ...
 
     def spares_returned(self) -> bool:
