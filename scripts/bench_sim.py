@@ -292,9 +292,8 @@ def ratios(results: Sequence[dict[str, Any]]) -> list[str]:
             memory = row["peak_bytes"] / dynamo["peak_bytes"]
             row["times_dynamo"] = {"cpu": cpu, "wall": wall, "process_cpu": process}
             lines.append(
-                f"- {row['simulator']}, {result['num_blocks']:,} blocks: {cpu:.1f} times Dynamo's "
-                f"calls per CPU second, {wall:.1f} times per wall second; whole process "
-                f"{process:.1f} times less CPU, {memory:.2f} of the memory."
+                f"- {row['simulator']}, {result['num_blocks']:,} blocks: {cpu:.1f}x Dynamo's calls "
+                f"per CPU second, {wall:.1f}x per wall second, {memory:.2f} of its memory."
             )
     return lines
 
