@@ -33,6 +33,7 @@ SAMPLE_PS = 5 * PS_PER_S
 HIT_WINDOW = 64
 """Turns over which the prefix cache hit rate of the telemetry is taken."""
 MAX_IDLE_TICKS = 100_000
+"""Ticks in a row with nothing running, due or admitted after which a policy is stuck."""
 NULL_POLICIES = (EngineOrder, NoRetention, Unlimited, Oversubscribe, FirstReplica)
 
 Timer = tuple[int, int, int, SessionState | None]
@@ -267,6 +268,8 @@ class Driver:
             elif what == RESUME:
                 assert state is not None
                 self._ready(state, at_ps)
+            else:
+                self._count_idle_tick(at_ps)
         tool = self.tools.next_completion_ps()
         if tool is not None and tool <= at_ps:
             for handle in self.tools.pop_completed(at_ps):
@@ -452,16 +455,25 @@ class Driver:
             self._tick_at = at_ps + max(to_ps(policy.tick_s), 1)
             self._at(self._tick_at, TICK, None)
 
+    def _count_idle_tick(self, at_ps: int) -> None:
+        """A policy that only ticks while nothing runs and nothing can change must not go on."""
+        idle = self._core.idle() and not self.tools.running and not self._timers
+        self._idle_ticks = self._idle_ticks + 1 if idle else 0
+        if self._idle_ticks > MAX_IDLE_TICKS:
+            raise self._stalled(at_ps)
+
+    def _stalled(self, at_ps: int) -> PolicyError:
+        return PolicyError(
+            f"admission held {len(self._pending)} turns back while nothing was active "
+            f"at {at_ps / PS_PER_S:.3f} s; it must admit at least one then"
+        )
+
     def _wait_for_admission(self, now: int) -> int:
         """Nothing runs anywhere and turns are pending: ask again, or stop with an error."""
         self._admit(now)
-        self._idle_ticks += 1
         if not self._core.idle() or self._timers:
             return now
-        raise PolicyError(
-            f"admission held {len(self._pending)} turns back while nothing was active "
-            f"at {now / PS_PER_S:.3f} s; it must admit at least one then"
-        )
+        raise self._stalled(now)
 
     # --- tools -----------------------------------------------------------------------------
 

@@ -23,9 +23,7 @@ from marsbench.system import Policies
 from marsbench.tools.recorded import Recorded
 
 MS = 1_000_000_000
-FLAT = StepCost.from_coefficients(
-    c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=10 * MS, o_seq=0
-)
+FLAT = StepCost.from_coefficients(c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=10 * MS, o_seq=0)
 """Every step takes 10 ms."""
 ROOF = StepCost.from_coefficients(
     c_tok=3 * MS // 100, c_pair=1000, weights=[5 * MS], m_ctx=40_000, o_step=MS, o_seq=MS // 50
@@ -83,16 +81,16 @@ def times(log, kind):
 def test_prefill_is_chunked_by_the_token_budget_and_decode_takes_a_token_a_step():
     """80 prompt tokens at 32 a step: 3 steps, the third makes token 1, two more make 2 and 3."""
     log, steps, _ = simulate([one_turn("a", 80, 3)], [0.0], traced=True)
-    assert [row[2] for row in steps] == [[(0, 0, 32)], [(0, 0, 32)], [(0, 0, 16)]] + [[(0, 0, 1)]] * 2
+    assert [row[2] for row in steps] == [[(0, 0, 32)], [(0, 0, 32)], [(0, 0, 16)]] + [
+        [(0, 0, 1)]
+    ] * 2
     assert times(log, Kind.GPU_FIRST_TOKEN) == [30.0]
     assert times(log, Kind.GPU_END) == [50.0]
 
 
 def test_running_turns_go_first_and_a_newcomer_gets_the_rest_of_the_budget():
     """At step 2 turn a decodes (1 token), so b gets 31 of its 40 tokens, then 9."""
-    _, steps, _ = simulate(
-        [one_turn("a", 8, 5), one_turn("b", 40, 1)], [0.0, 0.005], traced=True
-    )
+    _, steps, _ = simulate([one_turn("a", 8, 5), one_turn("b", 40, 1)], [0.0, 0.005], traced=True)
     assert [row[2] for row in steps[:3]] == [
         [(0, 0, 8)],
         [(0, 0, 1), (1, 0, 31)],
@@ -191,7 +189,9 @@ def random_sessions(seed, count, *, big=40):
             drop = int(rng.integers(5, 30)) if rng.random() < 0.1 else None
             children = ()
             if rng.random() < 0.1:
-                children = (Session(f"c{index}.{len(turns)}", (Turn(int(rng.integers(1, 20)), 3),)),)
+                children = (
+                    Session(f"c{index}.{len(turns)}", (Turn(int(rng.integers(1, 20)), 3),)),
+                )
             turns.append(
                 Turn(
                     int(rng.integers(0, big)),
@@ -211,8 +211,13 @@ def random_sessions(seed, count, *, big=40):
 
 
 CONFIGS = [
-    replace(SMALL, num_blocks=blocks, max_num_batched_tokens=budget, policy=policy,
-            long_prefill_token_threshold=threshold)
+    replace(
+        SMALL,
+        num_blocks=blocks,
+        max_num_batched_tokens=budget,
+        policy=policy,
+        long_prefill_token_threshold=threshold,
+    )
     for blocks in (60, 90)
     for budget in (12, 64)
     for policy in ("fcfs", "priority")
