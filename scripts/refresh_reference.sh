@@ -3,9 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
-for reference in results/reference/*/; do
+for config in results/reference/*/config.yaml; do
+  reference=$(dirname "$config")/
   run="out/reference/$(basename "$reference")"
-  "$bin/marsbench" run "${reference}config.yaml" --overwrite --out "$run"
+  "$bin/marsbench" run "$config" --overwrite --out "$run"
   "$bin/marsbench" report "$run"
   cp "$run/config.yaml" "$run/summary.json" "$reference"
   cp "$run/figures/latency_vs_load.png" "$reference"
