@@ -162,6 +162,7 @@ def _best(
             seed=task.key.seed,
             run_cell=task.run_cell,
             progress=task.progress,
+            named=task.system,
         )
         wall_s = time.perf_counter() - start
         latency_s = mean_latency_s(latencies_s(outcome.log, task.sessions))

@@ -18,7 +18,7 @@ from marsbench.engine.profile import Profile, load_profile
 from marsbench.errors import ConfigError, EngineError
 from marsbench.events import Kind, Status
 from marsbench.records import EventLog
-from marsbench.registry import load, unknown
+from marsbench.registry import load, table, unknown
 from marsbench.system import Policies, System, stock
 from marsbench.tools import (
     TOOL_EXECUTORS,
@@ -90,10 +90,12 @@ def simulate(
     progress: Progress | None = None,
     run_cell: RunCell | None = None,
     policy_params: dict[str, float] | None = None,
+    named: str = "",
 ) -> Outcome:
     """Run sessions through a system on a deployment until all have ended.
 
-    ``policy_params`` replaces the policy's part of ``params`` (to watch what it reads).
+    ``policy_params`` replaces the policy's part of ``params`` (to watch what it reads). ``named`` is
+    what the system is found under, if that is not its name (a dotted path).
     """
     run = run_cell or default_run_cell()
     profile, cost = deployment(setup.profile)
@@ -118,11 +120,31 @@ def simulate(
             priority=system.priority,
             log=log,
             progress=progress,
+            **_inside(setup, system, given, seed, named),
         )
     except Exception as error:
         error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
         raise
     return Outcome(log, stats, engine)
+
+
+def _inside(
+    setup: Setup, system: System, params: Mapping[str, float], seed: int, named: str
+) -> dict[str, Any]:
+    """For live engines: what a scheduler inside the server has to know to run the same policies."""
+    if not is_live(setup.engine) or system.clairvoyant is not None:
+        return {}
+    from marsbench.engine.live.inside import Inside
+
+    return {
+        "inside": Inside(
+            system=table("SYSTEMS").get(named or system.name, named or system.name),
+            profile=setup.profile,
+            params=tuple(sorted(params.items())),
+            tool_cores=setup.tool_cores,
+            seed=seed,
+        )
+    }
 
 
 def is_live(engine: str) -> bool:

@@ -15,6 +15,8 @@ GPU_SCHED_FIRST       first token minus the server's own schedule-to-first-token
                       prefill. Known, and told to policies, only when the turn ends
 GPU_PREEMPT, _RESUME  not visible; RUN_END has their number from the server's counters
 KV_STATS              polled; ``cached_blocks`` and ``evicted_blocks`` are not told: -1
+with a link           a scheduler of ours inside the server tells GPU_SCHED_FIRST, GPU_PREEMPT,
+                      GPU_RESUME, KV_PIN, KV_UNPIN, free and pinned blocks as they happen
 gpu_busy_ps           time in which at least one request was open
 ====================  ============================================================================
 """
@@ -30,10 +32,12 @@ import aiohttp
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
 from marsbench.engine.cost import StepCost
+from marsbench.engine.link.wire import EngineState
 from marsbench.engine.live.client import Client, Completion, CompletionRequest, Hint
 from marsbench.engine.live.metrics import ServerMetrics, parse_metrics
 from marsbench.engine.live.prompts import Prompts
 from marsbench.errors import EngineError
+from marsbench.events import Kind
 from marsbench.scheduler.base import EngineView, TurnView
 from marsbench.system import Policies
 
@@ -67,6 +71,11 @@ class OpenTurn:
         self.num_preemptions = 0
         self.last_scheduled_s = self.ready_s
         self.completion = Completion()
+        self.scheduled = False
+        """The engine has told of its first step."""
+        self.told_ps = sent_ps
+        """Time of the last thing it told."""
+        self.preempted = False
         self._block_size = block_size
 
     @property
@@ -89,19 +98,31 @@ class OpenTurn:
 class LiveView:
     """The server as polling shows it (``scheduler.base.EngineView``)."""
 
-    pinned_blocks = 0
-    """Not told by any server."""
-
     def __init__(self, config: EngineConfig) -> None:
         self.block_size = config.block_size
-        self.num_blocks = config.num_blocks
+        self.polled_blocks = config.num_blocks
+        """Blocks the server has, as configured or as its metrics say."""
         self.open: dict[int, OpenTurn] = {}
         self.polled: ServerMetrics | None = None
         """None where the server has no metrics: then occupancy is what open turns must hold."""
+        self.told: EngineState | None = None
+        """By a scheduler of ours inside the server."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, from the same source as those that are free."""
+        return self.told.num_blocks if self.told is not None else self.polled_blocks
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Known only where the scheduler tells."""
+        return self.told.pinned_blocks if self.told is not None else 0
 
     @property
     def free_blocks(self) -> int:
-        """Unreferenced blocks when last asked."""
+        """Unreferenced blocks when last told or asked."""
+        if self.told is not None:
+            return self.told.free_blocks
         if self.polled is not None:
             return round((1.0 - self.polled.kv_usage) * self.num_blocks)
         return max(0, self.num_blocks - sum(turn.num_blocks for turn in self.open.values()))
@@ -115,10 +136,11 @@ class LiveView:
     @property
     def waiting(self) -> Sequence[TurnView]:
         """As many as the server says, the latest of those without a token."""
-        if self.polled is None or not self.polled.waiting:
+        source = self.polled if self.told is None else self.told
+        if source is None or not source.waiting:
             return []
         silent = [turn for turn in self.open.values() if not turn.generated_tokens]
-        return silent[-self.polled.waiting :]
+        return silent[-source.waiting :]
 
     def cached_tokens(self, turn: TurnView) -> int:
         """Only an engine could say."""
@@ -211,13 +233,55 @@ class LiveCore:
         assert self.idle(), "turns are still open"
         assert len(self.completions) == self._sequence, "turns were lost"
 
+    # ---- what a scheduler of ours inside the server tells (``engine.link.outside.Ear``)
+
+    def engine_event(
+        self, kind: Kind, session: int, turn: int, at_ps: int, args: tuple[int, ...]
+    ) -> None:
+        """Pass on what a client cannot see; what it measures itself is measured here."""
+        listener = self._listener
+        if kind == Kind.KV_PIN:
+            listener.on_pin(session, turn, at_ps, args[0], args[1])
+            return
+        if kind == Kind.KV_UNPIN:
+            listener.on_unpin(session, turn, at_ps, args[0], args[1], args[2])
+            return
+        found = self._open_turn(session, turn)
+        if found is None:
+            return
+        if not found.generated_tokens or kind != Kind.GPU_SCHED_FIRST:
+            found.told_ps = max(at_ps, found.told_ps)
+        else:  # clocks are compared to within the time a message takes
+            found.told_ps = max(min(at_ps, found.completion.first_ps), found.told_ps)
+        at_ps = found.told_ps
+        if kind == Kind.GPU_SCHED_FIRST and not found.scheduled:
+            found.scheduled = True
+            listener.on_scheduled_first(found.request, at_ps, args[0], args[1])
+        elif kind == Kind.GPU_PREEMPT and found.scheduled and not found.preempted:
+            found.preempted = True
+            listener.on_preempted(found.request, at_ps, args[0], args[1])
+        elif kind == Kind.GPU_RESUME and found.preempted:
+            found.preempted = False
+            listener.on_resumed(found.request, at_ps, args[0], args[1])
+
+    def engine_state(self, state: EngineState | None) -> None:
+        """KV cache and queues now."""
+        self._account(self._client.clock.now_ps())
+        self._server.told = state
+
+    def _open_turn(self, session: int, turn_index: int) -> OpenTurn | None:
+        for turn in self._server.open.values():
+            if (turn.session, turn.turn_index) == (session, turn_index):
+                return turn
+        return None
+
     # ---- around a run
 
     async def open(self) -> None:
         """Ask the server for its sizes and the state of its counters."""
         self._before = await self.poll()
         if self._before is not None and self._before.num_blocks:
-            self._server.num_blocks = self._before.num_blocks
+            self._server.polled_blocks = self._before.num_blocks
             self._server.block_size = self._before.block_size
 
     def begin(self) -> None:
@@ -297,7 +361,10 @@ class LiveCore:
         sched_ps = submitted_ps
         if done.prefill_s is not None:
             sched_ps = max(submitted_ps, done.first_ps - to_ps(done.prefill_s))
-        self._listener.on_scheduled_first(request, sched_ps, cached, prefilled)
+        if not turn.scheduled:
+            self._listener.on_scheduled_first(request, sched_ps, cached, prefilled)
+        elif turn.preempted:  # its resumption was not told
+            self._listener.on_resumed(request, done.end_ps, 0, request.prompt_tokens)
         self._listener.on_finished(
             request, done.end_ps, prefilled=prefilled, recomputed=recomputed, cached=cached
         )

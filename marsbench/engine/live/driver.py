@@ -37,6 +37,7 @@ from marsbench.tools.executor import ToolExecutor
 
 if TYPE_CHECKING:
     from marsbench.arrival.base import ArrivalPlan
+    from marsbench.engine.link.outside import OutsideLink
 
 
 @dataclass(slots=True)
@@ -71,13 +72,15 @@ def run_live(
     hints: Hints | None = None,
     warm_up_turns: int = 0,
     scheduler_in_server: bool = False,
+    link: OutsideLink | None = None,
 ) -> LiveOutcome:
     """Run a cell against a server to its end and fill ``log``. Blocks; needs no event loop.
 
     The arguments are those of ``engine.driver.run_cell`` and, for the server, ``connect``, which
     makes its client. ``tools`` is a model (its calls then take modelled time on the wall clock) or
     an executor. ``warm_up_turns`` are answered before time begins; EngineError if one fails.
-    ``scheduler_in_server``: the server runs the system's engine-side policies itself.
+    ``scheduler_in_server``: the server runs the system's engine-side policies itself; ``link`` joins
+    them to those that run here.
     """
     refuse_engine_policies(policies, scheduler_in_server=scheduler_in_server)
     clock = Clock()
@@ -102,7 +105,7 @@ def run_live(
             core = core_factory(driver)
             core.connect(client, prompts=prompts, wake=woken.set, hints=hints)
             await warm_up(client, core.config, turns=warm_up_turns, salt=salt)
-            return await driver.run_on_wall_clock(core, clock, woken)
+            return await driver.run_on_wall_clock(core, clock, woken, link, salt)
 
     return asyncio.run(run())
 
@@ -133,7 +136,12 @@ class LiveDriver(Driver):
     """The driver with the wall clock for a clock; see ``run_live``."""
 
     async def run_on_wall_clock(
-        self, core: LiveCore, clock: Clock, woken: asyncio.Event
+        self,
+        core: LiveCore,
+        clock: Clock,
+        woken: asyncio.Event,
+        link: OutsideLink | None = None,
+        salt: str = "",
     ) -> LiveOutcome:
         """Run to the end. ``woken`` is set whenever a server or a tool has answered."""
         self._clock, self._woken = clock, woken
@@ -149,14 +157,21 @@ class LiveDriver(Driver):
         gc.freeze()  # what exists already is not looked through again while requests must go out
         clock.restart()
         core.begin()
-        polling = asyncio.create_task(core.keep_polling())
+        beside = [asyncio.create_task(core.keep_polling())]
+        if link is not None:
+            link.begin(salt=salt, states=self._states, ear=core, now_ps=clock.now_ps)
+            self._listeners.append(link.event)
+            beside.append(asyncio.create_task(link.keep_up()))
         try:
             await self._loop()
             await core.poll()
+            if link is not None:
+                link.pump()
         finally:
             gc.unfreeze()
-            polling.cancel()
-            await asyncio.gather(polling, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await core.close()
             if isinstance(self.tools, RunningTools):
                 await self.tools.cancel()

@@ -21,6 +21,7 @@ from marsbench.engine.live.client import OPENAI, VLLM, Client, Hint, Patience
 from marsbench.engine.live.clock import Clock
 from marsbench.engine.live.core import LiveCore
 from marsbench.engine.live.driver import LiveOutcome, refuse_engine_policies, run_live
+from marsbench.engine.live.inside import Inside, require_zmq
 from marsbench.engine.live.options import LiveOptions
 from marsbench.engine.live.server import Server, ServerCommand, answers, vllm_command
 from marsbench.engine.live.tiny_model import write_tiny_model
@@ -32,6 +33,7 @@ from marsbench.tools.executor import ToolExecutor
 
 if TYPE_CHECKING:
     from marsbench.arrival.base import ArrivalPlan
+    from marsbench.engine.link.outside import OutsideLink
 
 REVIVAL_S = 10.0
 """A server that failed turns and does not answer for so long is given up."""
@@ -69,7 +71,8 @@ class LiveEngine:
         self._note = note
         self._temporary = tempfile.TemporaryDirectory(prefix="marsbench-live-")
         self._logs = log_folder or Path(self._temporary.name)
-        self._running: tuple[EngineConfig, Server] | None = None
+        self._running: tuple[tuple[EngineConfig, Inside | None], Server] | None = None
+        self._link: OutsideLink | None = None
         self._cells = 0
         self.reports: list[dict[str, Any]] = []
         """What the client saw, for each cell: punctuality, failures, the server's counters."""
@@ -102,12 +105,18 @@ class LiveEngine:
         assumptions: ToolAssumptions | None = None,
         priority: str = "none",
         progress: Callable[[int, int], None] | None = None,
+        inside: Inside | None = None,
     ) -> CoreStats:
-        """Run a cell to its end and fill ``log``; the server is started if it does not run yet."""
+        """Run a cell to its end and fill ``log``; the server is started if it does not run yet.
+
+        ``inside`` says which policies the server is to run, if the system schedules inside it.
+        """
         options = self._options
-        in_server = bool(options.scheduler_cls)
+        if policies.stock_engine() or self._name != "vllm" or options.url:
+            inside = None
+        in_server = bool(options.scheduler_cls) or inside is not None
         refuse_engine_policies(policies, scheduler_in_server=in_server)
-        url, model = self._server(core_factory(None).config)
+        url, model = self._server(core_factory(None).config, inside)
         key = os.environ.get(options.api_key_env, "")
         patience = Patience(idle_s=options.idle_timeout_s)
         self._cells += 1
@@ -129,10 +138,12 @@ class LiveEngine:
             hints=hints_of,
             warm_up_turns=options.warm_up_turns,
             scheduler_in_server=in_server,
+            link=self._link,
         )
         if any(not done.ok for _, done in outcome.completions):
             self._check_server()
-        self.reports.append(report(outcome))
+        linked = {} if self._link is None else {"link": self._link.report()}
+        self.reports.append(report(outcome) | linked)
         return outcome.stats
 
     def _client(self, url: str, model: str, clock: Clock, patience: Patience, key: str) -> Client:
@@ -142,8 +153,8 @@ class LiveEngine:
 
     # ---- servers
 
-    def _server(self, config: EngineConfig) -> tuple[str, str]:
-        """Address and model of a server with these flags."""
+    def _server(self, config: EngineConfig, inside: Inside | None) -> tuple[str, str]:
+        """Address and model of a server with these flags and policies."""
         options = self._options
         if options.url:
             if not answers(options.url):
@@ -151,15 +162,15 @@ class LiveEngine:
             model = options.model or first_model(options.url)
             self.server_flags = {"url": options.url, "model": model}
             return options.url, model
-        if self._running is not None and self._running[0] == config:
+        if self._running is not None and self._running[0] == (config, inside):
             command = self._running[1].command
             return command.url, command.model
         self._stop()
-        command = self._command(config)
+        command = self._command(config, inside)
         log_path = self._logs / f"server-{len(self.server_flags)}.log"
         self._note(f"starting {command.argv[2]} at {command.url} (log: {log_path})")
         server = Server(command, log_path)
-        self._running = config, server
+        self._running = (config, inside), server
         self.server_flags[f"server-{len(self.server_flags)}"] = shlex.join(command.argv)
         server.wait_ready(options.start_timeout_s)
         return command.url, command.model
@@ -176,26 +187,47 @@ class LiveEngine:
             self._stop()
             raise
 
-    def _command(self, config: EngineConfig) -> ServerCommand:
+    def _command(self, config: EngineConfig, inside: Inside | None) -> ServerCommand:
         options = self._options
+        extra = shlex.split(options.extra_flags)
+        scheduler_cls = options.scheduler_cls
+        if inside is not None:
+            folder = Path(self._temporary.name, f"link-{len(self.server_flags)}")
+            self._link, told = self._open_link(folder)
+            scheduler_cls = scheduler_cls or inside.scheduler_cls(extra)
+            extra += inside.flags(told)
         model = options.model
         if not model:
             folder = Path(self._temporary.name, "model")
             model = str(write_tiny_model(folder, max_model_len=config.max_model_len))
-        return vllm_command(
+        command = vllm_command(
             python=Path(options.python),
             model=model,
             engine=config,
             cpu=options.on_cpu(),
             random_weights=options.random_weights or not options.model,
-            scheduler_cls=options.scheduler_cls or None,
-            extra=shlex.split(options.extra_flags),
+            scheduler_cls=scheduler_cls or None,
+            extra=extra,
         )
+        return command if inside is None else inside.importable(command)
+
+    def _open_link(self, folder: Path) -> tuple[OutsideLink, dict[str, str]]:
+        """Our end of the link, and what the scheduler is to be told of it."""
+        require_zmq()
+        from marsbench.engine.link.outside import OutsideLink
+
+        folder.mkdir(mode=0o700)
+        ours, theirs = f"ipc://{folder}/driver", f"ipc://{folder}/engine"
+        link = OutsideLink(publish=ours, listen=theirs, note=self._note)
+        return link, {"listen": ours, "publish": theirs}
 
     def _stop(self) -> None:
         if self._running is not None:
             self._running[1].stop()
             self._running = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
 
 def hints_of(request: Request) -> Mapping[str, Hint]:

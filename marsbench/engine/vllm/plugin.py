@@ -6,7 +6,9 @@
 ``profile`` tells the policies how fast the machine is. ``params`` overrides policy parameters.
 Without additional-config, MARSBENCH_SYSTEM and MARSBENCH_PROFILE say the same. A request names
 its session by ``session_id``, or by the ``marsbench_*`` fields of ``vllm_xargs``; one that names
-none is a session of one turn.
+none is a session of one turn. ``listen`` is the ZeroMQ address of a control plane's event stream
+(``marsbench serve --publish``; ``marsbench run`` sets it), ``publish`` the one at which the scheduler
+tells what the engine does. With ``--no-async-scheduling`` use SyncServedScheduler.
 """
 
 from __future__ import annotations
@@ -14,48 +16,54 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from marsbench.core import PS_PER_S, PolicyContext, to_s
+from marsbench.engine.link.inside import InsideLink, Sizes
+from marsbench.engine.link.roster import Roster
 from marsbench.engine.profile import load_profile
-from marsbench.engine.vllm.scheduler import AsyncPolicyScheduler
+from marsbench.engine.vllm.scheduler import AsyncPolicyScheduler, PolicyScheduler
 from marsbench.engine.vllm.views import TurnInfo, held_blocks
 from marsbench.errors import ConfigError
 from marsbench.events import Event, Kind
 from marsbench.registry import load
 from marsbench.system import Policies, System
 
-MAX_SESSIONS = 65_536
-"""Sessions remembered; the one heard of least recently is forgotten first."""
 
-
-@dataclasses.dataclass(slots=True)
-class _Session:
-    index: int
-    arrival_s: float
-    num_turns: int = 0
-    tools: tuple[str, ...] = ()
-    """Running since its last turn ended, as far as the server can tell."""
-
-
-class ServedScheduler(AsyncPolicyScheduler):
+class SyncServedScheduler(PolicyScheduler):
     """The policies of the system that the server was started with; time is the server's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         given = self.vllm_config.additional_config
         options = given.get("marsbench", {}) if isinstance(given, Mapping) else {}
-        policies = build_policies(options, self._context(options))
         self._start_s = time.monotonic()
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
-        self._num_sessions = 0
+        self._roster = Roster(self._hear, self.session_ended, self.now_ps)
         self._cached: dict[str, int] = {}
+        self._options = options
+        self._install()
+        self._link = InsideLink(
+            listen=options.get("listen", ""),
+            publish=options.get("publish", ""),
+            roster=self._roster,
+            now_ps=self.now_ps,
+            restarted=self._restarted,
+        )
+
+    def _install(self) -> None:
+        """Fresh policies."""
+        policies = build_policies(self._options, self._context(self._options))
         self._listeners = [policies.scheduling.on_event]
         if policies.retention is not policies.scheduling:  # type: ignore[comparison-overlap]
             self._listeners.append(policies.retention.on_event)
         self.use(policies.scheduling, policies.retention, self)
+
+    def _restarted(self) -> None:
+        """A new run begins: what the policies learned in another one is not theirs to know."""
+        if not self.requests:
+            self._roster.clear()
+            self._install()
 
     def _context(self, options: Mapping[str, Any]) -> PolicyContext:
         profile = options.get("profile") or os.environ.get("MARSBENCH_PROFILE")
@@ -64,14 +72,41 @@ class ServedScheduler(AsyncPolicyScheduler):
                 "additional-config: marsbench.profile is missing: name the profile of this machine "
                 "(marsbench list profiles), or set MARSBENCH_PROFILE"
             )
+        cores, seed = int(options.get("tool_cores", 0)), int(options.get("seed", 0))
         return dataclasses.replace(
-            load_profile(profile).policy_context(int(options.get("tool_cores", 0)), 0),
+            load_profile(profile).policy_context(cores, seed),
             num_blocks=self.view.num_blocks,
             block_size=self.view.block_size,
             max_num_batched_tokens=self.max_num_scheduled_tokens,
             max_num_seqs=self.max_num_running_reqs,
             params={name: float(value) for name, value in options.get("params", {}).items()},
         )
+
+    # ---- the link
+
+    def add_request(self, request: Any) -> None:
+        self._link.poll()
+        super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        self._link.poll()
+        step = super().schedule(*args, **kwargs)
+        self._link.flush(self._sizes, now=False)
+        return step
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        done = super().update_from_output(*args, **kwargs)
+        self._link.flush(self._sizes, now=not self.requests)
+        return done
+
+    def shutdown(self) -> None:
+        self._link.close()
+        super().shutdown()
+
+    def _sizes(self) -> Sizes:
+        running, waiting = self.get_request_counts()
+        view = self.view
+        return view.num_blocks, view.free_blocks, view.pinned_blocks, running, waiting
 
     # ---- Host
 
@@ -80,31 +115,19 @@ class ServedScheduler(AsyncPolicyScheduler):
 
     def describe(self, request: Any) -> TurnInfo:
         hints = (request.sampling_params and request.sampling_params.extra_args) or {}
-        name = hints.get("marsbench_session", request.session_id)
-        now_s = to_s(self.now_ps())
-        session = self._session(request.request_id if name is None else str(name), now_s)
-        for tool in session.tools:
-            self._tell(Kind.TOOL_END, session.index, session.num_turns - 1, 0, 0, name=tool)
-        session.tools = tuple(str(tool) for tool in hints.get("marsbench_tools", ()))
-        turn_index = int(hints.get("marsbench_turn", session.num_turns))
-        if not session.num_turns:
-            self._tell(Kind.SESSION_ARRIVE, session.index, -1, request.num_prompt_tokens, -1, -1)
-        session.num_turns = turn_index + 1
-        self._tell(Kind.TURN_READY, session.index, turn_index, request.num_prompt_tokens)
-        self._tell(Kind.GPU_SUBMIT, session.index, turn_index, request.num_prompt_tokens, 0)
+        name = request.session_id
+        if name is None:
+            name = hints.get("marsbench_session")
+        tools = tuple(str(tool) for tool in hints.get("marsbench_tools", ()))
+        given = hints.get("marsbench_turn")
+        known, turn_index = self._roster.submitted(
+            request.request_id if name is None else str(name),
+            request.num_prompt_tokens,
+            None if given is None else int(given),
+        )
         is_last = name is None or bool(int(hints.get("marsbench_last", 0)))
-        return TurnInfo(session.index, turn_index, session.arrival_s, now_s, session.tools, is_last)
-
-    def _session(self, name: str, now_s: float) -> _Session:
-        session = self._sessions.pop(name, None)
-        if session is None:
-            session = _Session(self._num_sessions, now_s)
-            self._num_sessions += 1
-        self._sessions[name] = session
-        if len(self._sessions) > MAX_SESSIONS:
-            forgotten = self._sessions.popitem(last=False)[1]
-            self.session_ended(forgotten.index)
-        return session
+        now_s = to_s(self.now_ps())
+        return TurnInfo(known.index, turn_index, known.arrival_s, now_s, tools, is_last)
 
     def admitted(self, request: Any, cached_tokens: int) -> None:
         resumed = request.request_id in self._cached
@@ -144,17 +167,23 @@ class ServedScheduler(AsyncPolicyScheduler):
         uncached = request.num_prompt_tokens - cached
         counts = (turn.generated_tokens, cached, uncached, 0, len(info.tool_names), info.is_last)
         self._tell(Kind.GPU_END, info.session, info.turn_index, *(int(n) for n in counts))
-        for tool in info.tool_names:
-            self._tell(Kind.TOOL_START, info.session, info.turn_index, name=tool)
         if info.is_last:
-            self._tell(Kind.SESSION_END, info.session, info.turn_index, 0)
-            self.session_ended(info.session)
+            self._roster.ended(info.session)
+        elif not self._link.linked:
+            self._roster.tools_started(info.session, info.turn_index, info.tool_names)
 
-    def _tell(self, kind: Kind, session: int, turn: int, *args: int, name: str = "") -> None:
-        payload = (0, 0, *args) if name else args  # tool events: codes of name and class first
-        event = Event(to_s(self.now_ps()), kind, session, turn, 0 if name else -1, payload, name)
+    def _tell(self, kind: Kind, session: int, turn: int, *args: int) -> None:
+        event = Event(to_s(self.now_ps()), kind, session, turn, -1, args)
+        self._hear(event)
+        self._link.event(event)
+
+    def _hear(self, event: Event) -> None:
         for listen in self._listeners:
             listen(event)
+
+
+class ServedScheduler(SyncServedScheduler, AsyncPolicyScheduler):
+    """The same on vLLM's asynchronous scheduler, its default in a live server."""
 
 
 def build_policies(options: Mapping[str, Any], context: PolicyContext) -> Policies:

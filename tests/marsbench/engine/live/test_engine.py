@@ -176,7 +176,7 @@ def test_server_that_cannot_start(tmp_path):
     """An interpreter without vLLM is an error with the interpreter's own words."""
     options = LiveOptions(python=sys.executable, extra_flags="", start_timeout_s=60)
     with LiveEngine("vllm", options, salt="x") as engine:
-        engine._command = lambda config: ServerCommand(
+        engine._command = lambda config, inside: ServerCommand(
             (sys.executable, "-m", "no_such_vllm"), "http://127.0.0.1:9", "m"
         )
         with pytest.raises(EngineError, match="No module named no_such_vllm"):

@@ -123,7 +123,7 @@ def test_a_system_runs_inside_a_server(vllm, monkeypatch, system):
     assert kinds.count(Kind.SESSION_ARRIVE) == kinds.count(Kind.SESSION_END) == 6
     assert kinds.count(Kind.GPU_END) == kinds.count(Kind.GPU_FIRST_TOKEN) == 18
     assert kinds.count(Kind.GPU_SCHED_FIRST) == 18
-    assert kinds.count(Kind.TOOL_START) == 18
+    assert kinds.count(Kind.TOOL_START) == 12, "what the last turn asks for never runs"
     assert kinds.count(Kind.TOOL_END) == 12
     hits = [event.get("cached_tokens") for event in heard if event.kind == Kind.GPU_SCHED_FIRST]
     assert sum(hits) > 0
