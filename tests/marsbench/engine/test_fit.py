@@ -1,0 +1,101 @@
+"""A cost is recovered from steps that it timed, and noise does not run away with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from marsbench.core import to_s
+from marsbench.engine.cost import StepCost
+from marsbench.engine.fit import Sample, fit
+from marsbench.errors import EngineError
+
+DENSE = StepCost.from_coefficients(
+    c_tok=4_000_000, c_pair=10_000, weights=[0], m_ctx=300_000, o_step=7_500_000_000,
+    o_seq=30_000_000,
+)  # fmt: skip
+KNEE = 200
+ROOFLINE = StepCost.from_coefficients(
+    c_tok=25_000_000, c_pair=400, weights=[25_000_000 * (KNEE - n) for n in range(KNEE)] + [0],
+    m_ctx=30_000, o_step=2_000_000_000, o_seq=10_000_000,
+)  # fmt: skip
+
+
+def measured(cost, *, delay_s=0.0, noise=0.0):
+    """Prefills of many sizes in steps of 2,048, some behind a context, and decode batches."""
+    rng = np.random.default_rng(0)
+    plans = []
+    for new in (1, 8, 32, 64, 128, 180, 256, 512, 1024, 2048, 5000, 8000):
+        for before in (0, 2048, 6000):
+            steps, start, end = [], before, before + new
+            while start < end:
+                n = min(2048, end - start)
+                steps.append((n, n * start + n * (n + 1) // 2, start + n, 1))
+                start += n
+            plans.append(("prefill", tuple(steps)))
+    for batch in (1, 4, 16, 64):
+        for context in (64, 1024, 8192):
+            total = batch * (context + 1)
+            plans.append(("decode", ((batch, total, total, batch),) * 5))
+    return [
+        Sample(
+            kind,
+            steps,
+            (to_s(sum(cost.step_ps(*step) for step in steps)) + delay_s * (kind == "prefill"))
+            * rng.lognormal(0, noise),
+            int(kind == "prefill"),
+        )
+        for kind, steps in plans
+    ]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.004])
+def test_exact_measurements_give_the_cost_back(delay_s):
+    """Without noise every coefficient comes back to a thousandth, and the delay beside them."""
+    found = fit(measured(DENSE, delay_s=delay_s))
+    assert found.knee_tokens == 0
+    for name in ("c_tok", "c_pair", "m_ctx", "o_step", "o_seq"):
+        assert getattr(found.cost, name) == pytest.approx(getattr(DENSE, name), rel=1e-3), name
+    assert found.delay_s == pytest.approx(delay_s, abs=1e-6)
+    assert found.error(100) < 1e-6
+
+
+def test_weights_that_hide_behind_computing():
+    """Where small steps cost as much as reading the weights, the knee is found to within the grid,
+    and no step is off by more than a few percent."""
+    samples = measured(ROOFLINE)
+    found = fit(samples)
+    assert KNEE * 0.8 < found.knee_tokens < KNEE * 1.25
+    assert found.cost.c_tok == pytest.approx(ROOFLINE.c_tok, rel=0.05)
+    assert found.error(95) < 0.05
+    assert found.cost.weights[-1] == 0
+
+
+def test_noise():
+    """Measurements that are off by 5 % give a cost that is off by less in what matters: the times of
+    a full prefill step and of a decode step."""
+    found = fit(measured(DENSE, noise=0.05)).cost
+    for step in ((2048, 2048 * 1024, 2048, 1), (16, 16 * 1024, 16 * 1024, 16)):
+        assert found.step_ps(*step) == pytest.approx(DENSE.step_ps(*step), rel=0.05)
+
+
+def test_errors_by_kind():
+    """Percentiles are of the kind that is asked for."""
+    samples = measured(DENSE)
+    samples[-1] = Sample("decode", samples[-1].steps, samples[-1].seconds * 2)
+    found = fit(samples)
+    assert found.error(100, "decode", samples) > found.error(100, "prefill", samples)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([], "at least 3 prefill"),
+        (measured(DENSE)[:20], "at least 3 decode"),
+        ([*measured(DENSE), Sample("decode", ((1, 1, 1, 1),), 0.0)], "no time at all"),
+    ],
+)
+def test_too_little_to_fit(samples, words):
+    """What cannot be fitted is one clear line."""
+    with pytest.raises(EngineError, match=words):
+        fit(samples)
