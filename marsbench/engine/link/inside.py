@@ -63,8 +63,9 @@ class InsideLink:
 
     @property
     def linked(self) -> bool:
-        """Whether the control plane was heard of lately."""
-        return self._inlet is not None and self._inlet.age_s <= SILENCE_S
+        """Whether the control plane spoke lately (not: whether it was read lately)."""
+        heard_ps = self._roster.heard_ps
+        return heard_ps is not None and self._now_ps() - heard_ps <= to_ps(SILENCE_S)
 
     def poll(self) -> None:
         """Take in what the control plane has sent."""

@@ -77,6 +77,8 @@ class Roster:
         """The control plane's session index -> name."""
         self._clock = RemoteClock()
         self._made = 0
+        self.heard_ps: int | None = None
+        """When the last message was sent, on our clock: an idle scheduler reads it much later."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -134,6 +136,7 @@ class Roster:
         self._remote.clear()
         self._clock = RemoteClock()
         self._made = 0
+        self.heard_ps = None
 
     # ---- the stream
 
@@ -141,11 +144,16 @@ class Roster:
         """Take a message of the control plane in."""
         if isinstance(message, Batch):
             for event in message.events:
-                self._clock.seen(event.time_ps, self._now_ps())
+                self._sent(event.time_ps)
                 self._event(event)
         elif isinstance(message, Beat):
-            self._clock.seen(message.now_ps, self._now_ps())
+            self._sent(message.now_ps)
             self._beat(message)
+
+    def _sent(self, remote_ps: int) -> None:
+        now_ps = self._now_ps()
+        self._clock.seen(remote_ps, now_ps)
+        self.heard_ps = self._clock.here(remote_ps, now_ps)
 
     def _event(self, event: WireEvent) -> None:
         kind = Kind(event.kind)

@@ -189,6 +189,17 @@ def test_driver_dies_and_returns(ends, caplog, tmp_path, monkeypatch):
     )
 
 
+def test_old_messages_are_no_sign_of_life(ends, monkeypatch):
+    """What an idle scheduler reads late was said long ago: the driver that said it may be gone."""
+    driver, scheduler = ends
+    monkeypatch.setattr("marsbench.engine.link.inside.SILENCE_S", 0.2)
+    driver.tell(Kind.SESSION_ARRIVE, 0, args=(50, -1, -1))
+    time.sleep(0.5)  # nobody polls, as in an engine without requests
+    until(lambda: scheduler.heard, scheduler.step)
+    assert not scheduler.link.linked
+    until(lambda: scheduler.link.linked, driver.link.beat, scheduler.step)
+
+
 def test_scheduler_dies_and_returns(ends, tmp_path, monkeypatch):
     """A scheduler that is silent while turns are open is noted once, its state is dropped, nothing
     waits for it; another process at its address is heard, on its own clock."""
