@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
     "validate": ("marsbench.cli.validate:command", "Compare two engines step by step."),
+    "calibrate": ("marsbench.cli.calibrate:command", "Fit a profile to a running engine."),
     "serve": ("marsbench.cli.serve:command", "Gateway: a system's policies before live engines."),
     "record": ("marsbench.cli.record:command", "Gateway that writes a trace of live agents."),
     "trace": ("marsbench.cli.trace:app", "Make, convert, describe, check and fetch traces."),

@@ -1,4 +1,4 @@
-"""``marsbench validate``: play one cell on two engines and compare them step by step."""
+"""``marsbench validate``: play one cell on two engines and compare them, step by step where possible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    engines: Annotated[str, typer.Option(help="Two virtual-time engines.")] = "sim,vllm-core",
+    engines: Annotated[str, typer.Option(help="Two engines.")] = "sim,vllm-core",
     workload: Annotated[
         str, typer.Option("--workload", "-w", help="Registered name or trace file.")
     ] = "swe-bench",
     sessions: Annotated[int, typer.Option("--sessions", "-n", help="Number of sessions.")] = 20,
-    system: Annotated[str, typer.Option("--system", "-s", help="Name or dotted path.")] = "vllm",
+    system: Annotated[
+        str, typer.Option("--system", "-s", help="Name or dotted path; several: a,b.")
+    ] = "vllm",
     profile: Annotated[str | None, typer.Option(help="Model and GPU: name or YAML file.")] = None,
     rate: Annotated[float, typer.Option(help="Sessions per second (Poisson).")] = 0.1,
     tool_cores: Annotated[int, typer.Option(help="Cores of the tool pool; 0 = unlimited.")] = 0,
@@ -37,15 +40,33 @@ def command(
         list[str] | None,
         typer.Option("--config", "-c", metavar="FLAG=VALUE", help="Engine flags: num_blocks=2000."),
     ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Live engines: write a figure of the agreement.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two engines step by step; exits with status 1 if they differ."""
+    """Compare two engines step by step; exits with status 1 if they differ.
+
+    With a live engine (sim,vllm): session by session, in totals and in the order of systems.
+    """
     from marsbench.engine.parity import first_difference, summary
+    from marsbench.experiment.wiring import is_live
 
     names = tuple(name.strip() for name in engines.split(","))
     if len(names) != 2:
         raise ConfigError(f"--engines {engines}: expected two names, such as sim,vllm-core")
     left, right = names
+    if is_live(left) or is_live(right):
+        from marsbench.cli import validate_live
+
+        cells = {
+            name: _cell(workload, sessions, name, profile, rate, tool_cores, seed, config or [])
+            for name in system.split(",")
+        }
+        validate_live.compare(cells, names, figure=figure, as_json=as_json)
+        return
+    if figure is not None:
+        raise ConfigError("--figure: is of runs on live engines, such as --engines sim,vllm")
     cell = _cell(workload, sessions, system, profile, rate, tool_cores, seed, config or [])
     logs = [cell.play(left), cell.play(right)]
     difference = first_difference(logs[0], logs[1], (left, right))
@@ -65,7 +86,9 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """What the engines play."""
+
     setup: Setup
     system: System
     sessions: Sequence[Session]
@@ -105,7 +128,7 @@ def _cell(
     tool_cores: int,
     seed: int,
     flags: list[str],
-) -> _Cell:
+) -> Cell:
     from marsbench.arrival import arrival_rng, arrivals
     from marsbench.config import load_config
     from marsbench.experiment.wiring import Setup, system_named
@@ -120,7 +143,7 @@ def _cell(
     rng = arrival_rng(seed, source.name)
     plan = arrivals("poisson", sessions, rate_per_s=rate_per_s, rng=rng)
     setup = Setup.of(experiment, experiment.profile[0], tool_cores)
-    return _Cell(setup, system_named(system), sessions, plan, seed)
+    return Cell(setup, system_named(system), sessions, plan, seed)
 
 
 def _print(left: str, right: str, totals: list[dict[str, float]]) -> None:

@@ -90,6 +90,8 @@ class Completion:
     """Server: submission to first schedule."""
     prefill_s: float | None = None
     """Server: first schedule to first token."""
+    decode_s: float | None = None
+    """Server: first to last token."""
     tries: int = 0
     status: str = "ok"
     """ok | error | timeout | disconnect"""
@@ -115,6 +117,7 @@ class _Usage(msgspec.Struct):
 class _Metrics(msgspec.Struct):
     queue_time_ms: float | None = None
     time_to_first_token_ms: float | None = None
+    generation_time_ms: float | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -359,6 +362,7 @@ class Client:
         if chunk.metrics is not None:
             done.queue_s = _seconds(chunk.metrics.queue_time_ms)
             done.prefill_s = _seconds(chunk.metrics.time_to_first_token_ms)
+            done.decode_s = _seconds(chunk.metrics.generation_time_ms)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -153,6 +153,13 @@ class LiveEngine:
 
     # ---- servers
 
+    def connect(self, config: EngineConfig) -> Callable[[Clock], Client]:
+        """What makes clients of a stock server with these flags, which is started if need be."""
+        url, model = self._server(config, None)
+        key = os.environ.get(self._options.api_key_env, "")
+        patience = Patience(idle_s=self._options.idle_timeout_s)
+        return lambda clock: self._client(url, model, clock, patience, key)
+
     def _server(self, config: EngineConfig, inside: Inside | None) -> tuple[str, str]:
         """Address and model of a server with these flags and policies."""
         options = self._options

@@ -19,6 +19,9 @@ from typing import Any
 
 from aiohttp import web
 
+from marsbench.core import to_s
+from marsbench.engine.cost import StepCost
+
 FAULTS = ("429", "500", "silent", "disconnect", "refuse-stream")
 
 
@@ -30,6 +33,9 @@ class Behaviour:
     prefill_s_per_token: float = 0.0
     """Added to ``ttft_s`` for each prompt token that is not cached."""
     itl_s: float = 0.0
+    cost: StepCost | None = None
+    """How long prefill chunks and decode steps take, in place of the two above."""
+    max_num_batched_tokens: int = 2048
     num_blocks: int = 4096
     block_size: int = 16
     max_model_len: int = 131_072
@@ -56,6 +62,8 @@ class FakeServer:
         )
         self._running = 0
         self._waiting = 0
+        self._decoding: dict[int, int] = {}
+        """Context of each turn that decodes."""
         self._slots = asyncio.Semaphore(self.behaviour.max_num_seqs)
         self._cache: OrderedDict[int, None] = OrderedDict()
         self._numbers = itertools.count()
@@ -136,7 +144,7 @@ class FakeServer:
             try:
                 cached = self._lookup(prompt)
                 wait_s = self.behaviour.ttft_s
-                wait_s += self.behaviour.prefill_s_per_token * (len(prompt) - cached)
+                wait_s += self._prefill_s(len(prompt), cached)
                 await asyncio.sleep(wait_s)
                 if fault == "refuse-stream":
                     _break(request)
@@ -144,8 +152,10 @@ class FakeServer:
                 first_s = loop.time()
                 output = self._output(prompt, int(body["max_tokens"]))
                 await self._tokens(request, reply, body, prompt, output, fault)
+                last_s = loop.time()
             finally:
                 self._running -= 1
+                self._decoding.pop(id(body), None)
         if fault != "disconnect":
             self._insert([*prompt, *output[:-1]])
             usage = {
@@ -156,6 +166,7 @@ class FakeServer:
             metrics = {
                 "queue_time_ms": (scheduled_s - arrived_s) * 1e3,
                 "time_to_first_token_ms": (first_s - scheduled_s) * 1e3,
+                "generation_time_ms": (last_s - first_s) * 1e3,
             }
             await _send(reply, {"choices": [], "usage": usage, "metrics": metrics})
             await reply.write(b"data: [DONE]\n\n")
@@ -171,7 +182,8 @@ class FakeServer:
         output: list[int],
         fault: str,
     ) -> None:
-        due_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
         for index, token in enumerate(output):
             if fault == "disconnect" and index >= (len(output) + 1) // 2:
                 _break(request)
@@ -184,9 +196,28 @@ class FakeServer:
             await _send(reply, {"choices": [choice]})
             self.totals["generation"] += 1
             self.totals["steps"] += 1
-            if self.behaviour.itl_s and index + 1 < len(output):
-                due_s += self.behaviour.itl_s
-                await asyncio.sleep(max(0.0, due_s - asyncio.get_running_loop().time()))
+            self._decoding[id(body)] = len(prompt) + index + 1
+            if index + 1 < len(output) and (itl_s := self._decode_s()):
+                due_s += itl_s
+                await asyncio.sleep(max(0.0, due_s - loop.time()))
+
+    def _prefill_s(self, prompt_tokens: int, cached: int) -> float:
+        """Time from the first schedule to the first token."""
+        cost, chunk = self.behaviour.cost, self.behaviour.max_num_batched_tokens
+        if cost is None:
+            return self.behaviour.prefill_s_per_token * (prompt_tokens - cached)
+        total_ps = 0
+        for start in range(cached, prompt_tokens, chunk):
+            new = min(chunk, prompt_tokens - start)
+            total_ps += cost.step_ps(new, new * start + new * (new + 1) // 2, start + new, 1)
+        return to_s(total_ps)
+
+    def _decode_s(self) -> float:
+        """Time of a step that decodes all that decode now."""
+        cost, contexts = self.behaviour.cost, self._decoding.values()
+        if cost is None:
+            return self.behaviour.itl_s
+        return to_s(cost.step_ps(len(contexts), sum(contexts), sum(contexts), len(contexts)))
 
     def _output(self, prompt: list[int], count: int) -> list[int]:
         """Invented, but always the same for the same prompt."""

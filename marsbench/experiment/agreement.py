@@ -1,0 +1,109 @@
+"""How far two engines agree on the same cells: sessions one by one, totals, and the order of systems.
+
+For engines between which steps cannot be compared: a simulator and a server on the wall clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from marsbench.records import EventLog
+from marsbench.tables import build_tables
+
+Totals = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What one engine did with one system."""
+
+    latency_s: Mapping[str, float]
+    """Session id -> arrival to end; NaN if it failed."""
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class SessionErrors:
+    """Relative differences of session latencies, second engine over first."""
+
+    errors: Mapping[str, float]
+    """Session id -> second / first - 1, for sessions that both completed."""
+    rank_correlation: float
+    """Spearman's, over sessions; NaN for fewer than three."""
+
+    def percentile(self, percent: float) -> float:
+        """Of the absolute errors; NaN if no session was completed by both."""
+        found = [abs(error) for error in self.errors.values()]
+        return float(np.percentile(found, percent)) if found else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAgreement:
+    """Whether two engines put systems into the same order."""
+
+    same: int
+    pairs: int
+    flipped: tuple[tuple[str, str], ...]
+    """Pairs of systems that the engines order differently."""
+
+
+def played(log: EventLog) -> Played:
+    """Latencies and totals of a run."""
+    tables = build_tables(log)
+    sessions, turns = tables.sessions, tables.turns
+    latency = dict(zip(sessions["session_id"], sessions["latency_s"].astype(float), strict=True))
+    done = sessions["latency_s"].dropna()
+    prompt = float(turns["prompt_tokens"].sum())
+    totals = {
+        "sessions_completed": float(len(done)),
+        "mean_latency_s": float(done.mean()),
+        "p50_latency_s": float(done.quantile(0.5)),
+        "p95_latency_s": float(done.quantile(0.95)),
+        "mean_ttft_s": float((turns["first_token_s"] - turns["ready_s"]).mean()),
+        "kv_hit_rate": float(turns["cached_tokens"].sum()) / prompt if prompt else math.nan,
+        "recomputed_tokens": float(turns["recomputed_tokens"].sum()),
+        "makespan_s": float(sessions["end_s"].max()),
+    }
+    return Played(latency, totals)
+
+
+def session_errors(first: Played, second: Played) -> SessionErrors:
+    """Compare session by session."""
+    both = [
+        session_id
+        for session_id, latency_s in first.latency_s.items()
+        if latency_s > 0 and second.latency_s.get(session_id, math.nan) > 0
+    ]
+    left = [first.latency_s[session_id] for session_id in both]
+    right = [second.latency_s[session_id] for session_id in both]
+    errors = {session_id: b / a - 1.0 for session_id, a, b in zip(both, left, right, strict=True)}
+    varied = len(set(left)) > 1 and len(set(right)) > 1
+    rank = float(spearmanr(left, right).statistic) if len(both) > 2 and varied else math.nan
+    return SessionErrors(errors, rank)
+
+
+def order_agreement(first: Mapping[str, float], second: Mapping[str, float]) -> OrderAgreement:
+    """Compare the order of systems by a number of each, such as mean latency."""
+    pairs = list(combinations(first, 2))
+    flipped = tuple(
+        (a, b) for a, b in pairs if _sign(first[a] - first[b]) != _sign(second[a] - second[b])
+    )
+    return OrderAgreement(len(pairs) - len(flipped), len(pairs), flipped)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def compare_systems(
+    systems: Sequence[str], engines: Sequence[str], play: Callable[[str, str], EventLog]
+) -> dict[str, tuple[Played, Played]]:
+    """Play each system on both engines: ``play(engine, system)`` gives the log."""
+    left, right = engines
+    return {system: (played(play(left, system)), played(play(right, system))) for system in systems}

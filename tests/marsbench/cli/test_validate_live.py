@@ -1,0 +1,91 @@
+"""`marsbench validate` with a live engine: a server that times its steps as the simulator does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from typer.testing import CliRunner
+
+from marsbench.cli import app
+from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.profile import load_profile
+from marsbench.errors import ConfigError
+
+
+@pytest.fixture
+def url():
+    """A fake server with the cost of the tiny profile."""
+    started, found = threading.Event(), {}
+    cost = load_profile("tiny-cpu").step_cost()
+
+    async def serve():
+        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
+        server = FakeServer(Behaviour(cost=cost, num_blocks=512, block_size=128))
+        async with serving(server) as found["url"]:
+            started.set()
+            await found["stop"].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(10)
+    yield found["url"]
+    found["loop"].call_soon_threadsafe(found["stop"].set)
+    thread.join()
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """Three sessions of different lengths."""
+    path = tmp_path / "small.jsonl"
+    lines = []
+    for k in range(3):
+        turns = [
+            {
+                "new_input_tokens": 400,
+                "output_tokens": 20 + 30 * k,
+                "tools": [{"name": "ls", "class": "shell_read", "wall_s": 0.2}],
+            },
+            {"new_input_tokens": 100, "output_tokens": 10, "tools": []},
+        ]
+        session = {"trace_version": 1, "session_id": f"s{k}", "agent": "a", "model": "m"}
+        lines.append(json.dumps({**session, "turns": turns}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_simulator_and_server(url, trace, tmp_path, monkeypatch):
+    """Sessions, totals and the order of two systems, as JSON and as text, and a figure."""
+    monkeypatch.chdir(tmp_path)
+    line = ["validate", "--engines", "sim,vllm", "-w", str(trace), "-n", "3", "--rate", "4",
+            "--profile", "tiny-cpu", "-c", f"url={url}"]  # fmt: skip
+    done = CliRunner().invoke(
+        app, [*line, "-s", "vllm,concur", "--json", "--figure", "agreement.png"]
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["order"]["pairs"] == 1
+    for system in ("vllm", "concur"):
+        found = told["systems"][system]
+        assert found["sessions"]["both_completed"] == 3
+        assert found["sessions"]["p95"] < 0.3
+        totals = found["totals"]
+        assert totals["sessions_completed"] == {"sim": 3.0, "vllm": 3.0, "error": 0.0}
+        # 400 of 500 tokens are 3 full blocks of 128 and the output adds to them
+        assert totals["kv_hit_rate"]["error"] == 0.0
+    assert Path("agreement.png").stat().st_size > 10_000
+    done = CliRunner().invoke(app, line)
+    assert "3 sessions on both: latency differs by" in done.stdout
+
+
+def test_figures_are_of_live_engines(trace):
+    """Engines that can be compared step by step need no figure."""
+    done = CliRunner().invoke(app, ["validate", "-w", str(trace), "--figure", "x.png"])
+    with pytest.raises(ConfigError, match="sim,vllm"):
+        raise done.exception
