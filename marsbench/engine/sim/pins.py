@@ -17,7 +17,7 @@ from marsbench.events import Unpin
 from marsbench.scheduler.base import NoRetention, RetentionPolicy
 
 if TYPE_CHECKING:
-    from marsbench.engine.sim.core import SimView
+    from marsbench.engine.sim.view import SimView
 
 FOREVER = 1 << 62
 FOREVER_S = 9.0e6
