@@ -23,8 +23,11 @@ from marsbench.errors import ConfigError
 
 VARIABLE = "MARSBENCH_COMPILED"
 MODULES = (
+    "marsbench.engine.agenda",
     "marsbench.engine.cost",
     "marsbench.engine.driver",
+    "marsbench.engine.gate",
+    "marsbench.engine.recorder",
     "marsbench.engine.sessions",
     "marsbench.engine.sim.batch",
     "marsbench.engine.sim.core",
@@ -34,6 +37,7 @@ MODULES = (
     "marsbench.engine.sim.pins",
     "marsbench.engine.sim.turn",
     "marsbench.engine.sim.view",
+    "marsbench.engine.telemetry",
     "marsbench.tools.modelled",
     "marsbench.tools.recorded",
 )

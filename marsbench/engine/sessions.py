@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from marsbench.core import PS_PER_S, Session, TurnPlan, plan_turns
+from marsbench.engine.base import Request
 from marsbench.tools.base import ToolDemand
 
 
@@ -57,6 +60,26 @@ class SessionState:
         """Change phase."""
         self.phase = phase
         self.phase_since_ps = at_ps
+
+    def request(self, ready_ps: int, priority: int) -> Request:
+        """The current turn as an engine is asked for it."""
+        recorded = self.recorded
+        plan = self.plans[self.turn_index]
+        prefix = recorded.shared_prefix
+        return Request(
+            session=self.session,
+            turn_index=self.turn_index,
+            prompt_tokens=plan.prompt_tokens,
+            reused_tokens=plan.reused_tokens,
+            output_tokens=plan.output_tokens,
+            prefix_id=self.prefix_id,
+            prefix_tokens=prefix.tokens if prefix is not None else 0,
+            session_arrival_ps=self.arrival_ps,
+            ready_ps=ready_ps,
+            priority=priority,
+            is_last=self.turn_index + 1 == len(recorded.turns),
+            tool_names=tuple([call.name for call in recorded.turns[self.turn_index].tools]),
+        )
 
     @property
     def arrival_s(self) -> float:
@@ -125,3 +148,32 @@ class CallState:
     def queued_s(self) -> float:
         """When it was enqueued, seconds."""
         return self.queued_ps / PS_PER_S
+
+
+class Roll:
+    """All sessions of a cell, numbered: top-level ones first, then sub-agents."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.states: list[SessionState] = []
+        self.top = [self._enter(session, None) for session in sessions]
+        self._spawned: dict[tuple[int, int], list[SessionState]] = {}
+        for state in list(self.top):
+            self._enter_children(state)
+
+    def children(self, session: int, turn_index: int) -> Sequence[SessionState]:
+        """Sub-agents that a turn starts."""
+        return self._spawned.get((session, turn_index), ())
+
+    def _enter(self, session: Session, parent: SessionState | None) -> SessionState:
+        state = SessionState(len(self.states), session, parent)
+        self.states.append(state)
+        return state
+
+    def _enter_children(self, parent: SessionState) -> None:
+        # The session ends with its last turn's last token: what that turn asks for never runs.
+        for index, turn in enumerate(parent.recorded.turns[:-1]):
+            if turn.children:
+                spawned = [self._enter(child, parent) for child in turn.children]
+                self._spawned[parent.session, index] = spawned
+                for child in spawned:
+                    self._enter_children(child)

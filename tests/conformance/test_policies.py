@@ -19,7 +19,8 @@ from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import PolicyContext, Session, SharedPrefix, ToolCall, Turn, to_ps, to_s
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
-from marsbench.engine.driver import NULL_POLICIES, run_cell
+from marsbench.engine.driver import run_cell
+from marsbench.engine.recorder import NULL_POLICIES
 from marsbench.engine.sim.core import SimCore
 from marsbench.events import FIELDS, Kind, Status
 from marsbench.records import EventLog

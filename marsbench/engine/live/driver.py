@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marsbench.core import PS_PER_S, Session
+from marsbench.engine.agenda import FOREVER
 from marsbench.engine.base import CoreStats, Request
-from marsbench.engine.driver import FOREVER, SAMPLE_PS, Driver, Telemetry
+from marsbench.engine.driver import Driver
 from marsbench.engine.live.client import Client, Completion
 from marsbench.engine.live.clock import Clock
 from marsbench.engine.live.core import Hints, LiveCore, LiveListener
@@ -28,6 +29,7 @@ from marsbench.engine.live.prompts import Prompts, Vocabulary
 from marsbench.engine.live.tools import RunningTools
 from marsbench.engine.live.warmup import warm_up
 from marsbench.engine.sessions import CallState, SessionState
+from marsbench.engine.telemetry import SAMPLE_PS, Telemetry
 from marsbench.errors import EngineError
 from marsbench.events import Status
 from marsbench.records import ROW, EventLog

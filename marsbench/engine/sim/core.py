@@ -15,8 +15,7 @@ from __future__ import annotations
 from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request, StepTrace
 from marsbench.engine.cost import StepCost
 from marsbench.engine.sim.batch import Batch, Chunks
-from marsbench.engine.sim.order import FOREVER
-from marsbench.engine.sim.turn import SimClock, SimTurn
+from marsbench.engine.sim.turn import FOREVER, SimClock, SimTurn
 from marsbench.events import Unpin
 from marsbench.system import Policies
 

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.sim.turn import SimTurn
+from marsbench.engine.sim.turn import FOREVER, SimTurn
 from marsbench.errors import PolicyError
 from marsbench.scheduler.base import EngineOrder, SchedulingPolicy
 
 if TYPE_CHECKING:
     from marsbench.engine.sim.view import SimView
-
-FOREVER = 1 << 62
 
 
 class Order:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.engine.base import CoreListener
 from marsbench.engine.sim.kv import Holding, KvCache
-from marsbench.engine.sim.turn import Pin, SimTurn
+from marsbench.engine.sim.turn import FOREVER, Pin, SimTurn
 from marsbench.errors import PolicyError
 from marsbench.events import Unpin
 from marsbench.scheduler.base import NoRetention, RetentionPolicy
@@ -19,7 +19,6 @@ from marsbench.scheduler.base import NoRetention, RetentionPolicy
 if TYPE_CHECKING:
     from marsbench.engine.sim.view import SimView
 
-FOREVER = 1 << 62
 FOREVER_S = 9.0e6
 """Latest expiry: about 104 days still fits 64-bit picoseconds."""
 

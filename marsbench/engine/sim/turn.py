@@ -6,6 +6,9 @@ from marsbench.core import PS_PER_S
 from marsbench.engine.base import Request
 from marsbench.engine.sim.kv import Holding
 
+FOREVER = 1 << 62
+"""A time that never comes, picoseconds."""
+
 
 class SimClock:
     """Step counter of a core: decoding turns derive their progress from it."""

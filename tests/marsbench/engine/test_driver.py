@@ -7,7 +7,7 @@ import pytest
 from marsbench.admission.base import Unlimited
 from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, Turn
-from marsbench.engine import driver
+from marsbench.engine import driver, gate
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
 from marsbench.engine.sim.core import SimCore
@@ -30,7 +30,7 @@ class Never(Unlimited):
 @pytest.mark.parametrize("tick_s", [None, 1.0])
 def test_a_policy_that_never_admits_stops_the_run_with_one_line(tick_s, monkeypatch):
     """Nothing runs and nothing is due: an error, at once or after a bounded number of ticks."""
-    monkeypatch.setattr(driver, "MAX_IDLE_TICKS", 50)
+    monkeypatch.setattr(gate, "MAX_IDLE_TICKS", 50)
     policies = Policies(admission=Never(tick_s))
     cost = StepCost.from_coefficients(
         c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=1_000_000_000, o_seq=0
