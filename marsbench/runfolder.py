@@ -147,6 +147,11 @@ def read_table(
     return frame
 
 
+def write_events(path: Path, logs: Mapping[int, EventLog]) -> None:
+    """Event logs by cell as one table, the same as ``events.parquet`` of a run folder."""
+    _write_parquet(path, (_events_table(logs[index], index) for index in sorted(logs)))
+
+
 def to_json(content: Mapping[str, Any]) -> str:
     """JSON text of fixed form; NaN and infinities, which JSON has not, become null."""
     return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -16,6 +16,7 @@ from marsbench.registry import unknown
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("marsbench.cli.run:run", "Run an experiment: a grid of cells into a run folder."),
+    "watch": ("marsbench.cli.watch:watch", "Follow a run that publishes its events (--stream)."),
     "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
     "validate": ("marsbench.cli.validate:command", "Compare two engines step by step."),

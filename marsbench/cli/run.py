@@ -60,6 +60,12 @@ def run(
         Path | None, typer.Option(help="Folder for measured capacities and ideals.")
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything.")] = False,
+    stream: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Publish events there; see marsbench watch.")
+    ] = "",
+    stream_wait: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Begin when N observers have come.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -85,6 +91,8 @@ def run(
         resume=resume,
         overwrite=overwrite,
         cache=None if no_cache else (cache or default_folder()),
+        stream=stream,
+        stream_wait=stream_wait,
     )
     if as_json:
         print(json.dumps(result.summary, indent=1))

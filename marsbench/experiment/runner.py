@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from marsbench.experiment.cells import Cell, grid
 from marsbench.experiment.lab import Lab, Reporter
 from marsbench.experiment.memo import Memo
 from marsbench.experiment.pool import Pool
+from marsbench.experiment.stream.target import StalledError, Target
 from marsbench.experiment.wiring import RunCell, Setup, deployment, is_live
 from marsbench.metrics import Cut
 from marsbench.runfolder import RunFolder, read_summary
@@ -29,6 +30,7 @@ from marsbench.tables import CellKey
 
 if TYPE_CHECKING:
     from marsbench.engine.live.engine import LiveEngine
+    from marsbench.experiment.stream.hub import Hub
 
 OWN_FILES = (
     "config.yaml", "environment.json", "summary.json", "report.html",
@@ -64,17 +66,24 @@ def run_experiment(
     overwrite: bool = False,
     cache: Path | None = None,
     run_cell: RunCell | None = None,
+    stream: str = "",
+    stream_wait: int = 0,
 ) -> RunResult:
     """Run every cell that is not finished yet and write the run folder.
 
     Raises MarsbenchError before the first cell if anything the user gave is wrong. A cell that
     fails does not stop the others; Ctrl-C and a full disk do; finished cells are kept in each
-    case.
+    case. ``stream`` is an address to publish events at as they happen; the cells begin when it has
+    ``stream_wait`` observers.
     """
     config = absolute_paths(config)
     memo = Memo(cache, reporter.note)
     run_id = new_run_id(config)
-    with Pool(jobs) as pool, live_engine(config, run_id, reporter) as live:
+    with (
+        Pool(jobs) as pool,
+        live_engine(config, run_id, reporter) as live,
+        _stream(stream, live is not None, reporter) as hub,
+    ):
         lab = Lab(config, memo, pool, reporter, run_cell)
         lab.check()
         path = out or Path("out") / run_id
@@ -88,15 +97,34 @@ def run_experiment(
             result.summary = read_summary(path)
             return result
         left = [cell for cell in cells if cell.index not in folder.finished_cells()]
-        work = [_task(lab, folder, cell, jobs, live) for cell in left]
+        target = hub.target(folder.run_id) if hub else None
+        work = [_task(lab, folder, cell, jobs, live, target) for cell in left]
         folder.write_json("environment.json", _environment(lab, folder.run_id, cells))
-        _run_cells(lab, left, work, result, pool if live is None else Pool(1))
+        if hub:
+            indices = tuple(cell.index for cell in left)
+            hub.begin(folder.run_id, len(cells), indices, wait_for=stream_wait)
+        over = _run_cells(lab, left, work, result, pool if live is None else Pool(1))
         if live is not None:
             flags = live.server_flags
             folder.write_json("environment.json", _environment(lab, folder.run_id, cells, flags))
         folder.finish(complete=result.complete)
         result.summary = read_summary(path)
+        if hub:
+            hub.end(cells_over=over, complete=result.complete)
     return result
+
+
+def _stream(address: str, live: bool, reporter: Reporter) -> AbstractContextManager[Hub | None]:
+    """What publishes events at an address; None if there is none."""
+    if not address:
+        return nullcontext()
+    try:
+        from marsbench.experiment.stream.hub import open_hub
+    except ImportError as error:
+        raise ConfigError(
+            f"--stream needs ZeroMQ: {error}; pip install 'marsbench[live]'"
+        ) from error
+    return open_hub(address, live=live, note=reporter.note)
 
 
 @contextmanager
@@ -127,31 +155,39 @@ def _run_cells(
     work: Sequence[tasks.CellTask],
     result: RunResult,
     pool: Pool,
-) -> None:
-    reporter = lab.reporter
+) -> int:
+    """How many cells are over, finished or failed."""
+    reporter, over = lab.reporter, 0
     reporter.begin(len(cells), sum(len(task.sessions) for task in work))
     try:
         outcomes = pool.settle(tasks.cell, work, (MarsbenchError,))
         for cell, outcome in zip(cells, outcomes, strict=True):
+            over += 1
             if isinstance(outcome, MarsbenchError):
                 result.failures.append((cell, outcome))
                 reporter.cell_done(cell, f"failed: {outcome}")
-                if isinstance(outcome, ResultsError):
-                    break  # the disk is full or gone: no other cell can be stored
+                if isinstance(outcome, ResultsError | StalledError):
+                    break  # no other cell can be stored, or sent
             else:
                 assert not isinstance(outcome, Exception)
                 reporter.cell_done(cell, _outline(outcome))
     except KeyboardInterrupt:
         result.interrupted = True
-    except Exception as error:
+    except Exception as error:  # whatever it is: it goes on, and says what is safe
         error.add_note(f"finished cells are kept in {result.folder}")
         raise
     finally:
         reporter.end()
+    return over
 
 
 def _task(
-    lab: Lab, folder: RunFolder, cell: Cell, jobs: int, live: LiveEngine | None
+    lab: Lab,
+    folder: RunFolder,
+    cell: Cell,
+    jobs: int,
+    live: LiveEngine | None,
+    stream: Target | None,
 ) -> tasks.CellTask:
     point, config = cell.point, lab.config
     chosen, system = lab.systems[cell.system]
@@ -182,6 +218,7 @@ def _task(
         run_cell=lab.run_cell if live is None else live.run_cell,
         progress=_Ticker(lab.reporter) if jobs == 1 or live is not None else None,
         measured=None if live is None else lambda: {"live": live.reports[-1]},
+        stream=stream,
     )
 
 

@@ -13,6 +13,7 @@ from marsbench.config import Value
 from marsbench.core import Session
 from marsbench.experiment.capacity import enough_sessions, saturated_rate
 from marsbench.experiment.infinite_cache import infinite_cache_hit_rate
+from marsbench.experiment.stream.target import CellStream, Target, cell_stream
 from marsbench.experiment.tuning import mean_latency_s
 from marsbench.experiment.wiring import (
     Outcome,
@@ -82,6 +83,8 @@ class CellTask:
     progress: Progress | None = None
     measured: Callable[[], Mapping[str, Any]] | None = None
     """Asked after the run for what else belongs to the cell's entry."""
+    stream: Target | None = None
+    """Where its events are sent while they happen."""
 
 
 def rate(task: RateTask) -> float:
@@ -123,7 +126,12 @@ def trial(task: TrialTask) -> float:
 
 def cell(task: CellTask) -> dict[str, Any]:
     """Simulate a cell and store it; its entry of ``summary.json``."""
-    outcome, params, tried, wall_s = _best(task)
+    with cell_stream(task.stream, task.index, task.key) as stream:
+        return _cell(task, stream)
+
+
+def _cell(task: CellTask, stream: CellStream) -> dict[str, Any]:
+    outcome, params, tried, wall_s = _best(task, stream)
     ideal_s = [_nan(task.ideal_s.get(session_id)) for session_id in outcome.log.session_ids]
     tables = build_tables(outcome.log, ideal_s=ideal_s)
     facts = CellFacts(
@@ -141,11 +149,12 @@ def cell(task: CellTask) -> dict[str, Any]:
     if len(tried) > 1:
         entry["tried"] = [[dict(candidate), latency_s] for candidate, latency_s in tried]
     task.folder.write_cell(task.index, entry, outcome.log, tables)
+    stream.done(outcome.log)
     return entry
 
 
 def _best(
-    task: CellTask,
+    task: CellTask, stream: CellStream
 ) -> tuple[Outcome, Mapping[str, Value], list[tuple[Mapping[str, Value], float]], float]:
     """Outcome, parameters and wall time of the best candidate, and what all of them gave."""
     system = system_named(task.system)
@@ -163,7 +172,9 @@ def _best(
             run_cell=task.run_cell,
             progress=task.progress,
             named=task.system,
+            log=stream.new_log(),
         )
+        stream.ended(outcome.log)
         wall_s = time.perf_counter() - start
         latency_s = mean_latency_s(latencies_s(outcome.log, task.sessions))
         tried.append((params, latency_s))

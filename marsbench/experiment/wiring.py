@@ -91,11 +91,13 @@ def simulate(
     run_cell: RunCell | None = None,
     policy_params: dict[str, float] | None = None,
     named: str = "",
+    log: EventLog | None = None,
 ) -> Outcome:
     """Run sessions through a system on a deployment until all have ended.
 
     ``policy_params`` replaces the policy's part of ``params`` (to watch what it reads). ``named`` is
-    what the system is found under, if that is not its name (a dotted path).
+    what the system is found under, if that is not its name (a dotted path). ``log``: an empty log
+    to fill, if somebody watches it.
     """
     run = run_cell or default_run_cell()
     profile, cost = deployment(setup.profile)
@@ -106,7 +108,7 @@ def simulate(
     given = found_params if policy_params is None else policy_params
     policies = _policies(setup, system, given, engine, sessions, seed)
     core = engine_class(setup.engine)
-    log = EventLog()
+    log = EventLog() if log is None else log
     try:
         stats = run(
             sessions=sessions,
@@ -122,7 +124,7 @@ def simulate(
             progress=progress,
             **_inside(setup, system, given, seed, named),
         )
-    except Exception as error:
+    except Exception as error:  # whatever it is: it goes on, and says where it comes from
         error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
         raise
     return Outcome(log, stats, engine)

@@ -72,6 +72,7 @@ def run(trace, tmp_path):
     """run(out="a", **flags) -> (result, recorder); options of run_experiment by name."""
 
     def go(out="run", *, jobs=1, resume=False, overwrite=False, run_cell=None, **flags):
+        stream = {name: flags.pop(name) for name in ("stream", "stream_wait") if name in flags}
         recorder = Recorder()
         given = {
             "workload": [str(trace)], "system": ["vllm"], "sessions": 6,
@@ -86,6 +87,7 @@ def run(trace, tmp_path):
             overwrite=overwrite,
             cache=tmp_path / "cache",
             run_cell=run_cell,
+            **stream,
         )
         return result, recorder
 

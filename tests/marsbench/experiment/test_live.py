@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import threading
 
 import pytest
@@ -132,3 +133,34 @@ def test_wrong_names(trace, overrides, words):
     )
     with Pool(1) as pool, pytest.raises(ConfigError, match=words):
         Lab(config, Memo(None, print), pool, Silent()).check()
+
+
+def test_an_observer_of_a_live_run_gets_its_table(trace, tmp_path, url):
+    """Events of a live engine are published as they happen; put in order of time, as the run does
+    at its end, they are its events.parquet."""
+    from marsbench.experiment.stream.observer import Observer
+
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"ipc://{folder}/s"
+        observer = Observer(address, keep=True)
+        early: list[int] = []
+
+        def watch() -> None:
+            while observer.end is None:
+                observer.watch(0.05)
+                early.append(observer.status().get("sessions_over", 0))
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        done = run(
+            trace, tmp_path, "-s", "vllm", "-s", "concur", "--engine", "vllm", "--rate", "20",
+            "--tools", "process", "--tool-cores", "1", "-c", f"engine.params.url={url}",
+            "--stream", address, "--stream-wait", "1",
+        )  # fmt: skip
+        thread.join(20)
+        assert done.exit_code == 0, done.output
+        assert observer.write(tmp_path / "seen.parquet") == 2
+        observer.close()
+    assert any(0 < over < 6 for over in early)  # while it ran, not afterwards
+    own = (tmp_path / "out" / "events.parquet").read_bytes()
+    assert (tmp_path / "seen.parquet").read_bytes() == own
