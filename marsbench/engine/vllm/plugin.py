@@ -41,6 +41,8 @@ class SyncServedScheduler(PolicyScheduler):
         self._start_s = time.monotonic()
         self._roster = Roster(self._hear, self.session_ended, self.now_ps)
         self._cached: dict[str, int] = {}
+        self._tokenless: set[str] = set()
+        """Admitted requests that had no first token yet."""
         self._options = options
         self._install()
         self._link = InsideLink(
@@ -96,6 +98,8 @@ class SyncServedScheduler(PolicyScheduler):
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         done = super().update_from_output(*args, **kwargs)
+        for request_id in list(self._tokenless):
+            self._maybe_first_token(self.requests[request_id])
         self._link.flush(self._sizes, now=not self.requests)
         return done
 
@@ -132,6 +136,8 @@ class SyncServedScheduler(PolicyScheduler):
     def admitted(self, request: Any, cached_tokens: int) -> None:
         resumed = request.request_id in self._cached
         self._cached.setdefault(request.request_id, cached_tokens)
+        if not resumed:
+            self._tokenless.add(request.request_id)
         turn = self.turn(request)
         kind = Kind.GPU_RESUME if resumed else Kind.GPU_SCHED_FIRST
         uncached = request.num_tokens - cached_tokens
@@ -154,13 +160,17 @@ class SyncServedScheduler(PolicyScheduler):
         super()._preempt_request(request, *args, **kwargs)
         self._tell(Kind.GPU_PREEMPT, turn.session, turn.turn_index, lost, held)
 
-    def _update_request_with_output(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if request.num_output_tokens == 0 and (turn := self._turns.get(request.request_id)):
+    def _maybe_first_token(self, request: Any) -> None:
+        if request.num_output_tokens:
+            self._tokenless.remove(request.request_id)
+            turn = self.turn(request)
             self._tell(Kind.GPU_FIRST_TOKEN, turn.session, turn.turn_index)
-        return super()._update_request_with_output(request, *args, **kwargs)
 
     def _free_blocks(self, request: Any) -> None:
         turn = self.turn(request)
+        if request.request_id in self._tokenless:
+            self._maybe_first_token(request)
+            self._tokenless.discard(request.request_id)
         cached = self._cached.pop(request.request_id, 0)
         super()._free_blocks(request)
         info = turn.info

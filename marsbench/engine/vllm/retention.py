@@ -75,6 +75,8 @@ class Pins:
         self._on_unpin = on_unpin
         self._pins: dict[int, Pin] = {}
         self._reviewed_ps = -1
+        self._expiry_ps = picoseconds(math.inf, "expiry")
+        """No pin's time is up before."""
         self.num_blocks = 0
         """Blocks of all pins; a shared prefix counts in each."""
         self.dirty = False
@@ -86,8 +88,14 @@ class Pins:
 
     def only_pinned(self) -> int:
         """Blocks that nothing but pins hold, each counted once."""
+        alone = 0
+        shared: Counter[Any] = Counter()
+        for pin in self._pins.values():
+            counts = [block.ref_cnt for block in pin.blocks]
+            alone += counts.count(1)  # most blocks have one reference, and it is this pin's
+            shared.update(b.block_id for b, num in zip(pin.blocks, counts, strict=True) if num > 1)
         blocks = self._pool.blocks
-        return sum(blocks[block_id].ref_cnt == num for block_id, num in self.holders().items())
+        return alone + sum(bool(blocks[index].ref_cnt == num) for index, num in shared.items())
 
     def turn_ended(
         self,
@@ -112,6 +120,7 @@ class Pins:
         self._pins[turn.session] = Pin(
             turn.session, turn.turn_index, kept, context, now_ps, until_ps
         )
+        self._expiry_ps = min(self._expiry_ps, until_ps)
         self.num_blocks += len(kept)
         self.dirty = True
         self._on_pin(turn.session, turn.turn_index, now_ps, len(kept), until_ps)
@@ -124,10 +133,10 @@ class Pins:
     def before_step(self, view: EngineView, now_ps: int) -> bool:
         """Expiries, then the policy's review. True if a pin was given up."""
         before = len(self._pins)
-        spares = bool(before) and self._policy.spares_returned()
-        for pin in list(self._pins.values()):
-            if pin.until_ps <= now_ps and not (spares and pin.returned):
-                self._give_up(pin, now_ps, Unpin.EXPIRE)
+        if not before:
+            return False
+        if now_ps >= self._expiry_ps:
+            self._expire(now_ps)
         review_ps = picoseconds(self._policy.review_s, "review_s")
         if self._pins and (self.dirty or now_ps >= self._reviewed_ps + review_ps):
             self.dirty = False
@@ -138,12 +147,23 @@ class Pins:
                 self._give_up(pin, now_ps, Unpin.EXPIRE)
         return len(self._pins) < before
 
+    def _expire(self, now_ps: int) -> None:
+        """Give up the pins whose time is up."""
+        spares = self._policy.spares_returned()
+        for pin in list(self._pins.values()):
+            if pin.until_ps <= now_ps and not (spares and pin.returned):
+                self._give_up(pin, now_ps, Unpin.EXPIRE)
+        forever_ps = picoseconds(math.inf, "expiry")
+        self._expiry_ps = min((pin.until_ps for pin in self._pins.values()), default=forever_ps)
+
     def reclaim(self, view: EngineView, now_ps: int, waiting: TurnView | None) -> bool:
         """Give up the pin with the largest key; False if there is none to give.
 
         For a ``waiting`` turn: not its own session's (that is its prefix hit), and only pins that
         yield to it.
         """
+        if not self._pins:
+            return False
         now_s = to_s(now_ps)
         pins = list(self._pins.values())
         if waiting is not None:

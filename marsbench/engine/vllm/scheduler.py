@@ -50,7 +50,7 @@ class PolicyScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stock_allocate = self.kv_cache_manager.allocate_slots
-        self._hybrid_split = self.need_mamba_block_aligned_split
+        self._hybrid_split: bool = self.need_mamba_block_aligned_split
         self._turns: dict[str, EngineTurn] = {}
         self._submitted = 0
         self.view = VllmView(self, self.turn, self._pinned_blocks)
@@ -72,14 +72,12 @@ class PolicyScheduler(Scheduler):
         self._quanta: dict[str, int | None] = {}
         self._step_tokens = 0
         self._num_requests = 0
-        self.kv_cache_manager.allocate_slots = self._allocate_slots
         if not self.stock_order:
             # The priority branch of the parent is the one that can preempt any running request;
             # its waiting queue is replaced by a list that is sorted here.
             self.policy = VllmPolicy.PRIORITY
             self.waiting = FCFSRequestQueue()
             self.kv_holding_waiting = FCFSRequestQueue()
-            self.need_mamba_block_aligned_split = True
 
     def _pinned_blocks(self) -> int:
         return self.pins.only_pinned()
@@ -135,13 +133,41 @@ class PolicyScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._now_ps = self.host.now_ps()
         self._step_tokens = 0
-        self._num_requests = sum(self.get_request_counts())
         self._quanta.clear()
         if self.pins.before_step(self.view, self._now_ps):
             self._resort = True
         if not self.stock_order:
             self._sort()
+        self._hook_running()
         return super().schedule(*args, **kwargs)
+
+    def _hook_running(self) -> None:
+        """Spare the parent calls of ours that would change nothing: one or two a running turn.
+
+        Until waiting turns are looked at, a policy has a say only in prefill chunks and where
+        blocks are short.
+        """
+        running, waiting = self.get_request_counts()
+        self._num_requests = running + waiting
+        self._hook(allocate=self._may_run_short(running), split=bool(self._inflight_prefills))
+
+    def _may_run_short(self, running: int) -> bool:
+        """Whether the running turns could want more blocks in this step than are free."""
+        if len(self.kv_cache_config.kv_cache_groups) > 1 or not self.scheduler_reserve_full_isl:
+            return True
+        size = self.block_size
+        decoded = 1 + self.num_spec_tokens + self.num_lookahead_tokens
+        most = running * (decoded // size + 2)
+        if self._inflight_prefills:
+            most += self.max_num_scheduled_tokens // size
+        return bool(self.view.free_blocks < most)
+
+    def _hook(self, *, allocate: bool, split: bool) -> None:
+        """Have the parent call ours from here on, or its own."""
+        manager = self.kv_cache_manager
+        manager.allocate_slots = self._allocate_slots if allocate else self._stock_allocate
+        ours = split and not self.stock_order
+        self.need_mamba_block_aligned_split = ours or self._hybrid_split
 
     def _sort(self) -> None:
         if not self._resort and self._now_ps < self._sorted_ps + self._resort_ps:
@@ -167,6 +193,10 @@ class PolicyScheduler(Scheduler):
             num_new_tokens = super()._mamba_block_aligned_split(
                 request, num_new_tokens, local, external
             )
+            if self.stock_order:
+                return num_new_tokens
+        if request.status is RequestStatus.RUNNING and not request.is_prefill_chunk:
+            return num_new_tokens
         start = request.num_computed_tokens + local + external
         if start >= max(request.num_prompt_tokens, request.num_tokens - 1):
             return num_new_tokens
@@ -193,7 +223,7 @@ class PolicyScheduler(Scheduler):
 
     def _allocate_slots(self, request: Request, num_new_tokens: int, **kwargs: Any) -> Any:
         """Allocate; while that fails give up pins; if it still fails name the victim."""
-        admitting = request.status != RequestStatus.RUNNING
+        admitting = request.status is not RequestStatus.RUNNING
         blocks = self._stock_allocate(request, num_new_tokens, **kwargs)
         while blocks is None and self._reclaim(request, admitting=admitting):
             blocks = self._stock_allocate(request, num_new_tokens, **kwargs)
@@ -227,6 +257,7 @@ class PolicyScheduler(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """False lets the parent pass over a waiting request: one that does not fit, if allowed."""
+        self._hook(allocate=True, split=True)
         ready = bool(super()._handle_blocked_waiting_request(request))
         if not ready or self.stock_order or not self.order.skip_blocked():
             return ready
@@ -239,15 +270,19 @@ class PolicyScheduler(Scheduler):
         """Whether ``allocate_slots`` would succeed for a waiting request."""
         if request.num_computed_tokens:
             return True
-        hit, cached, _ = self.kv_cache_manager.get_computed_blocks(request)
+        turn = self.turn(request)
+        cached = self.view.cached_tokens(turn)
         wanted = request.num_tokens
         if not self.scheduler_reserve_full_isl:
             wanted = cached + self._first_chunk(request, cached)
-        evictable = sum(block.ref_cnt == 0 for block in hit.blocks[0])
-        missing = math.ceil(wanted / self.block_size) - len(hit.blocks[0]) + evictable
+        hit_blocks = cached // self.block_size
+        spare = self.view.free_blocks - (math.ceil(wanted / self.block_size) - hit_blocks)
         if self.running:
-            missing += self.kv_cache_manager.watermark_blocks
-        return bool(missing <= self.view.free_blocks)
+            spare -= self.kv_cache_manager.watermark_blocks
+        # Of the hit only blocks that nobody references have to come out of the free ones.
+        if spare < 0 or spare >= hit_blocks:
+            return bool(spare >= 0)
+        return self.view.hits.evictable_at_most(turn, spare)
 
     def _first_chunk(self, request: Request, cached: int) -> int:
         threshold = self.scheduler_config.long_prefill_token_threshold
@@ -263,12 +298,13 @@ class PolicyScheduler(Scheduler):
         return int(min(limits))
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        now_s = to_s(self._now_ps)
-        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
-            turn = self._turns[request_id]
-            turn.last_scheduled_s = now_s
-            if request_id in self._quanta:
-                self.order.on_scheduled(turn, num_tokens, self._quanta[request_id], now_s)
+        now_s, turns = to_s(self._now_ps), self._turns
+        scheduled = scheduler_output.num_scheduled_tokens
+        for request_id in scheduled:
+            turns[request_id].last_scheduled_s = now_s
+        for request_id, quantum in self._quanta.items():
+            if num_tokens := scheduled.get(request_id, 0):
+                self.order.on_scheduled(turns[request_id], num_tokens, quantum, now_s)
         super()._update_after_schedule(scheduler_output)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from marsbench.scheduler.base import TurnView
+
+if TYPE_CHECKING:
+    from marsbench.engine.vllm.hits import PrefixHits
 
 
 class TurnInfo(NamedTuple):
@@ -22,13 +25,15 @@ class TurnInfo(NamedTuple):
 class EngineTurn:
     """A vLLM request as a policy reads it."""
 
-    __slots__ = ("_manager", "info", "last_scheduled_s", "request", "sequence")
+    __slots__ = ("_manager", "hit_blocks", "info", "last_scheduled_s", "request", "sequence")
 
     def __init__(self, request: Any, info: TurnInfo, sequence: int, manager: Any) -> None:
         self.request = request
         self.info = info
         self.sequence = sequence
         self.last_scheduled_s = info.ready_s
+        self.hit_blocks = 0
+        """Prefix hit when last asked: a hint where to look first."""
         self._manager = manager
 
     @property
@@ -74,6 +79,32 @@ def held_blocks(manager: Any, request_id: str) -> Sequence[Any]:
     return blocks
 
 
+class Turns(Sequence[EngineTurn]):
+    """A queue of vLLM as turns, made one by one when they are read; its length costs nothing."""
+
+    __slots__ = ("_requests", "_turn_of")
+
+    def __init__(self, requests: Any, turn_of: Callable[[Any], EngineTurn]) -> None:
+        self._requests = requests
+        self._turn_of = turn_of
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[EngineTurn]:
+        return map(self._turn_of, self._requests)
+
+    @overload
+    def __getitem__(self, index: int) -> EngineTurn: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EngineTurn]: ...
+    def __getitem__(self, index: int | slice) -> EngineTurn | list[EngineTurn]:
+        return list(self)[index]  # not every queue of vLLM can be indexed
+
+    def __reversed__(self) -> Iterator[EngineTurn]:
+        return reversed(list(self))
+
+
 class VllmView:
     """A vLLM scheduler as a policy reads it."""
 
@@ -83,10 +114,13 @@ class VllmView:
         turn_of: Callable[[Any], EngineTurn],
         pinned_blocks: Callable[[], int] = int,
     ) -> None:
+        from marsbench.engine.vllm.hits import PrefixHits
+
         self._scheduler = scheduler
         self._pool = scheduler.kv_cache_manager.block_pool
         self._turn_of = turn_of
         self._pinned_blocks = pinned_blocks
+        self.hits: PrefixHits = PrefixHits(scheduler)
         self.block_size = int(scheduler.block_size)
         self.num_blocks = int(self._pool.num_gpu_blocks) - 1
 
@@ -99,14 +133,14 @@ class VllmView:
         return self._pinned_blocks()
 
     @property
-    def waiting(self) -> list[EngineTurn]:
-        return [self._turn_of(request) for request in self._scheduler.waiting]
+    def waiting(self) -> Turns:
+        return Turns(self._scheduler.waiting, self._turn_of)
 
     @property
-    def running(self) -> list[EngineTurn]:
-        return [self._turn_of(request) for request in self._scheduler.running]
+    def running(self) -> Turns:
+        return Turns(self._scheduler.running, self._turn_of)
 
     def cached_tokens(self, turn: TurnView) -> int:
         """Hit of a waiting turn if it were scheduled now."""
         assert isinstance(turn, EngineTurn)
-        return int(self._scheduler.kv_cache_manager.get_computed_blocks(turn.request)[1])
+        return self.hits.tokens(turn)

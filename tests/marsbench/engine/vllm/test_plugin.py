@@ -10,6 +10,7 @@ import pytest
 from marsbench.engine.base import EngineConfig
 from marsbench.errors import ConfigError
 from marsbench.events import Kind
+from marsbench.scheduler.base import EngineOrder, NoRetention
 
 pytestmark = [
     pytest.mark.vllm,
@@ -36,7 +37,7 @@ def vllm():
         from vllm.v1.outputs import ModelRunnerOutput
         from vllm.v1.request import Request
 
-        from marsbench.engine.vllm.plugin import ServedScheduler
+        from marsbench.engine.vllm.plugin import ServedScheduler, SyncServedScheduler
         from marsbench.engine.vllm.requests import content_hash
         from marsbench.engine.vllm.scheduler import AsyncPolicyScheduler
 
@@ -58,6 +59,7 @@ def vllm():
         stock=AsyncScheduler,
         adapter=AsyncPolicyScheduler,
         served=ServedScheduler,
+        sync=SyncServedScheduler,
     )
 
 
@@ -82,6 +84,16 @@ def drain(vllm, scheduler, depth=2):
                 done, vllm.output(req_ids=ids, req_id_to_index=index, sampled_token_ids=tokens)
             )
     return steps
+
+
+class Asked(EngineOrder):
+    """vLLM's order; notes how far each prefill was that it was asked about."""
+
+    def __init__(self):
+        self.asked = []
+
+    def prefill_quantum(self, turn, view, now_s):
+        self.asked.append(turn.computed_tokens)
 
 
 def prompt(session, length):
@@ -132,6 +144,78 @@ def test_a_system_runs_inside_a_server(vllm, monkeypatch, system):
     assert scheduler.view.free_blocks == CONFIG.num_blocks
     assert not scheduler._turns
     assert not scheduler._cached
+
+
+@pytest.mark.parametrize("cls", ["served", "sync"])
+def test_a_turn_of_one_token_has_its_first_token_before_its_end(vllm, monkeypatch, cls):
+    """The step that makes the only token of a turn also ends it: policies hear both, in order, and
+    of a turn that is still prefilling nothing."""
+    monkeypatch.setenv("MARSBENCH_SYSTEM", "vllm")
+    monkeypatch.setenv("MARSBENCH_PROFILE", PROFILE)
+    scheduler = vllm.build(getattr(vllm, cls))
+    heard = []
+    scheduler._listeners.append(heard.append)
+    scheduler.add_request(vllm.request(0, prompt(0, 20), 1))
+    scheduler.add_request(vllm.request(1, prompt(1, 700), 3))  # three steps of 256 tokens
+    drain(vllm, scheduler, depth=2 if cls == "served" else 1)
+    told = [
+        (event.session, event.kind)
+        for event in heard
+        if event.kind in {Kind.GPU_SCHED_FIRST, Kind.GPU_FIRST_TOKEN, Kind.GPU_END}
+    ]
+    assert told == [
+        (0, Kind.GPU_SCHED_FIRST),
+        (1, Kind.GPU_SCHED_FIRST),
+        (0, Kind.GPU_FIRST_TOKEN),
+        (0, Kind.GPU_END),
+        (1, Kind.GPU_FIRST_TOKEN),
+        (1, Kind.GPU_END),
+    ]
+    assert not scheduler._tokenless
+
+
+def test_policies_read_queues_without_copies(vllm, monkeypatch):
+    """The queues of a view have a length, an order and places, and follow the scheduler's."""
+    monkeypatch.setenv("MARSBENCH_SYSTEM", "vllm")
+    monkeypatch.setenv("MARSBENCH_PROFILE", PROFILE)
+    scheduler = vllm.build(vllm.served)
+    waiting = scheduler.view.waiting
+    for number in range(3):
+        scheduler.add_request(vllm.request(number, prompt(number, 20), 2))
+    assert len(waiting) == 3
+    assert [turn.sequence for turn in waiting] == [0, 1, 2]
+    assert [turn.sequence for turn in reversed(waiting)] == [2, 1, 0]
+    assert waiting[-1].sequence == 2
+    assert [turn.sequence for turn in waiting[:2]] == [0, 1]
+    scheduler.schedule()
+    assert not waiting
+    assert [turn.session for turn in scheduler.view.running] == [0, 1, 2]
+
+
+def test_decodes_that_fit_ask_nothing(vllm):
+    """While turns only decode and blocks abound, vLLM's own functions run; a turn that waits or
+    prefills, or blocks running short, brings the policy's in."""
+    from marsbench.engine.vllm.scheduler import MonotonicHost
+
+    scheduler = vllm.build(vllm.adapter)
+    scheduler.use(Asked(), NoRetention(), MonotonicHost())
+    scheduler.add_request(vllm.request(0, prompt(0, 300), 40))
+    manager = scheduler.kv_cache_manager
+    hooked = []
+    step = scheduler.schedule
+
+    def schedule():
+        done = step()
+        hooked.append((scheduler.need_mamba_block_aligned_split,
+                       manager.allocate_slots == scheduler._allocate_slots))  # fmt: skip
+        return done
+
+    scheduler.schedule = schedule
+    drain(vllm, scheduler)
+    assert hooked[0] == (True, True), "it waits"
+    assert hooked[1] == (True, False), "its second chunk of 256 + 44 tokens"
+    assert set(hooked[2:]) == {(False, False)}
+    assert scheduler.order.asked == [0, 256]
 
 
 def test_requests_without_hints_are_sessions_by_their_id(vllm, monkeypatch):
