@@ -81,6 +81,8 @@ def run(
         "split": split, "engine": engine, "tools": tools, "arrival": arrival, "driver": driver,
     }  # fmt: skip
     flags: dict[str, Any] = {key: value for key, value in given.items() if value not in (None, [])}
+    if stream_wait and not stream:
+        raise ConfigError("--stream-wait needs --stream ADDRESS, where observers can come")
     if ("load" in flags) != ("rate_per_s" in flags):  # one on the line replaces both in a file
         flags = {"load": [], "rate_per_s": [], **flags}
     result: RunResult = run_experiment(

@@ -65,5 +65,5 @@ def line(status: dict[str, Any]) -> str:
         f"{status['sessions_over']}/{status['sessions']} sessions over, "
         f"{status['sessions_arrived'] - status['sessions_over']} at work, "
         f"{status['tools_running']} tools, KV {status['kv_used']:.0%}, {status['events']:,} events"
-        + (f"; {others} more cells at work" if others > 0 else "")
+        + (f"; other cells at work: {others}" if others > 0 else "")
     )

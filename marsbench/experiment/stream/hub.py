@@ -113,7 +113,7 @@ class Hub:
         """The cells begin as soon as so many observers have subscribed."""
         self._run_id = run_id
         if self.subscribers < wait_for:
-            self._note(f"waiting for {wait_for} observers: marsbench watch {self.address}")
+            self._note(f"waiting for observers ({wait_for} in all): marsbench watch {self.address}")
         while self.subscribers < wait_for:
             time.sleep(POLL_MS / 1000)
         self._send(RunBegin(run_id, num_cells, cells))

@@ -41,11 +41,11 @@ def test_line():
     """Cells over, the cell at work, its time, sessions, tools, KV cache, events, other cells."""
     assert line(STATUS) == (
         "1/4 cells; mars on swe-bench load 0.9 seed 2: 512.3 s, 34/80 sessions over, 12 at work, "
-        "5 tools, KV 78%, 120,345 events; 2 more cells at work"
+        "5 tools, KV 78%, 120,345 events; other cells at work: 2"
     )
     at_rate = line({**STATUS, "load": None, "cells_running": 1})
     assert "mars on swe-bench 0.01 sessions/s seed 2:" in at_rate
-    assert "more cells" not in at_rate
+    assert "other cells" not in at_rate
     assert line({"cells_over": 0, "num_cells": 4}) == "0/4 cells"
 
 
@@ -93,6 +93,14 @@ def test_a_run_that_did_not_finish(address, last, said):
     assert watch.returncode == 1
     assert said in talk
     assert len(talk.splitlines()) == 1
+
+
+def test_waiting_for_observers_of_nothing(capsys):
+    """--stream-wait without --stream would never begin: refused."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--stream-wait", "1"])
+    assert stopped.value.code == 2
+    assert "--stream-wait needs --stream" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(tmp_path, address, capsys):

@@ -297,7 +297,7 @@ def test_waiting_for_observers(make_hub, address, notes):
     second.start()
     hub.begin("r", 1, (0,), wait_for=2)
     assert hub.subscribers == 2
-    assert notes == [f"waiting for 2 observers: marsbench watch {address}"]
+    assert notes == [f"waiting for observers (2 in all): marsbench watch {address}"]
     second.join()
     for observer in observers:
         observer.leave()
