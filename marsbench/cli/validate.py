@@ -35,6 +35,10 @@ def command(
     profile: Annotated[str | None, typer.Option(help="Model and GPU: name or YAML file.")] = None,
     rate: Annotated[float, typer.Option(help="Sessions per second (Poisson).")] = 0.1,
     tool_cores: Annotated[int, typer.Option(help="Cores of the tool pool; 0 = unlimited.")] = 0,
+    tools: Annotated[
+        str, typer.Option(help="recorded, modelled; live engines: process, docker.")
+    ] = "modelled",
+    tool_speed: Annotated[float, typer.Option(help="Speed of the tool pool's cores.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of sessions and arrivals.")] = 0,
     config: Annotated[
         list[str] | None,
@@ -56,18 +60,25 @@ def command(
     if len(names) != 2:
         raise ConfigError(f"--engines {engines}: expected two names, such as sim,vllm-core")
     left, right = names
+    given: dict[str, Any] = {
+        "workload": [workload],
+        "rate_per_s": [rate],
+        "tool_cores": [tool_cores],
+        "tools": {"name": tools, "speed": tool_speed},
+        **({} if profile is None else {"profile": [profile]}),
+    }
     if is_live(left) or is_live(right):
         from marsbench.cli import validate_live
 
         cells = {
-            name: _cell(workload, sessions, name, profile, rate, tool_cores, seed, config or [])
+            name: _cell(given, workload, sessions, name, seed, config or [])
             for name in system.split(",")
         }
         validate_live.compare(cells, names, figure=figure, as_json=as_json)
         return
     if figure is not None:
         raise ConfigError("--figure: is of runs on live engines, such as --engines sim,vllm")
-    cell = _cell(workload, sessions, system, profile, rate, tool_cores, seed, config or [])
+    cell = _cell(given, workload, sessions, system, seed, config or [])
     logs = [cell.play(left), cell.play(right)]
     difference = first_difference(logs[0], logs[1], (left, right))
     if difference is None and "sim" in names:
@@ -120,12 +131,10 @@ class Cell:
 
 
 def _cell(
+    given: dict[str, Any],
     workload: str,
     num_sessions: int,
     system: str,
-    profile: str | None,
-    rate_per_s: float,
-    tool_cores: int,
     seed: int,
     flags: list[str],
 ) -> Cell:
@@ -134,15 +143,12 @@ def _cell(
     from marsbench.experiment.wiring import Setup, system_named
     from marsbench.trace.source import open_workload
 
-    given: dict[str, Any] = {"workload": [workload], "rate_per_s": [rate_per_s]}
-    if profile is not None:
-        given["profile"] = [profile]
     experiment = load_config(flags=given, overrides=[f"engine.params.{flag}" for flag in flags])
     source = open_workload(workload)
     sessions = source.sessions(num_sessions, seed)
     rng = arrival_rng(seed, source.name)
-    plan = arrivals("poisson", sessions, rate_per_s=rate_per_s, rng=rng)
-    setup = Setup.of(experiment, experiment.profile[0], tool_cores)
+    plan = arrivals("poisson", sessions, rate_per_s=experiment.rate_per_s[0], rng=rng)
+    setup = Setup.of(experiment, experiment.profile[0], experiment.tool_cores[0])
     return Cell(setup, system_named(system), sessions, plan, seed)
 
 

@@ -1,5 +1,9 @@
 """Fits a step cost to measured durations: non-negative least squares on relative errors.
 
+Errors are relative to what the fit predicts, found by solving again with the last prediction as
+scale. Relative to what was measured, a slow measurement would count less than a quick one, and of
+times that scatter by a fifth the fit would be a tenth too quick.
+
 ``step = c_tok * max(tokens, knee) + c_pair * pairs + m_ctx * ctx + o_step + o_seq * seqs``
 
 ``knee`` is where computing begins to hide the reading of weights (a roofline); it is the one
@@ -25,6 +29,8 @@ Counts = tuple[int, int, int, int]
 """(tokens, pairs, ctx, seqs) of one step, as ``StepCost.step_ps`` takes them."""
 NAMES = ("c_tok", "c_pair", "m_ctx", "o_step", "o_seq", "delay")
 MOST_KNEE = 4096
+ROUNDS = 4
+"""Solutions, each scaled by the prediction of the one before; the first by the measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +97,15 @@ def _knees(samples: Sequence[Sample]) -> list[int]:
 def _solve(
     samples: Sequence[Sample], seconds: NDArray[np.float64], knee: int
 ) -> tuple[NDArray[np.float64], float]:
-    rows = [_row(sample, knee) for sample in samples]
-    scaled = np.array(rows) / seconds[:, None]
-    width = np.maximum(np.linalg.norm(scaled, axis=0), 1e-300)
-    found, _ = nnls(scaled / width, np.ones(len(samples)))
-    answer = found / width
-    loss = float(np.linalg.norm(scaled @ answer - 1.0))
+    rows = np.array([_row(sample, knee) for sample in samples])
+    scale = seconds
+    for _ in range(ROUNDS):
+        scaled = rows / scale[:, None]
+        width = np.maximum(np.linalg.norm(scaled, axis=0), 1e-300)
+        found, _ = nnls(scaled / width, seconds / scale)
+        answer = found / width
+        scale = np.maximum(rows @ answer, 1e-3 * seconds)
+    loss = float(np.linalg.norm(seconds / scale - 1.0))
     return answer, loss
 
 

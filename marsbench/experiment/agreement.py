@@ -69,6 +69,8 @@ def played(log: EventLog) -> Played:
         "kv_hit_rate": float(turns["cached_tokens"].sum()) / prompt if prompt else math.nan,
         "recomputed_tokens": float(turns["recomputed_tokens"].sum()),
         "makespan_s": float(sessions["end_s"].max()),
+        "steps": math.nan if tables.totals.steps is None else float(tables.totals.steps),
+        "engine_busy_s": tables.totals.gpu_busy_s,
     }
     return Played(latency, totals)
 

@@ -4,7 +4,8 @@ Prefills run one at a time: prompts of many sizes, alone and behind a cached con
 the server's own from first schedule to first token, or the client's where the server tells none.
 Decodes run as batches of equal contexts: the server's own time from first to last token (the median
 sequence's, so that of the few steps in which not all decode little is left), or the client's times
-between tokens while all decode. Each probe is repeated with fresh content and its median kept.
+between tokens while all decode. All probes are run, then all again with fresh content, so that a
+machine whose speed drifts does not make single probes slow; a probe's times are summed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from marsbench.engine.live.metrics import parse_metrics
 from marsbench.engine.live.prompts import Prompts, Vocabulary
 from marsbench.errors import EngineError
 
-DECODE_TOKENS = 32
-"""Output of a decode probe of one sequence."""
+DECODE_TOKENS = 64
+"""Output of a decode probe, without what is added for each sequence."""
+STAGGER_TOKENS = 4
+"""Added for each sequence of a batch: requests begin one after the other (each is parsed, hashed and
+prefilled), and steps that begin others must stay a small part of what is measured."""
+MOST_DECODE_TOKENS = 512
 LEAST_MESSAGES = 8
 """Fewest arrivals of tokens that a decode time is taken from."""
 MOST_DOUBLINGS = 3
@@ -47,7 +52,7 @@ class Plan:
 def plan(config: EngineConfig, *, most_tokens: int = 16_384, repeats: int = 3) -> Plan:
     """Probes that fit the engine: sizes grow by powers, up to its KV cache and model length."""
     kv_tokens = int(KV_SHARE * config.num_blocks * config.block_size)
-    most = min(most_tokens, config.max_model_len - DECODE_TOKENS, kv_tokens)
+    most = min(most_tokens, config.max_model_len - _output_tokens(1), kv_tokens)
     if most < 16 * config.block_size:
         raise EngineError(
             f"calibration: prompts can have {most} tokens at most, which is less than 16 blocks of "
@@ -61,11 +66,12 @@ def plan(config: EngineConfig, *, most_tokens: int = 16_384, repeats: int = 3) -
         for new in (config.block_size, min(1024, config.max_num_batched_tokens))
         if context + new <= most
     ]
+    longest = _output_tokens(1)
     decodes = [
         (batch, context)
         for batch in (1, 2, 4, 8, 16, 32, 64, 128, 256)
         if batch <= config.max_num_seqs
-        for context in dict.fromkeys((128, 1024, most // 4, most - DECODE_TOKENS))
+        for context in dict.fromkeys((128, 1024, most // 4, most // 2, most - longest))
         if batch * (context + _output_tokens(batch) + config.block_size) <= kv_tokens
         and context + _output_tokens(batch) <= config.max_model_len
     ]
@@ -73,8 +79,8 @@ def plan(config: EngineConfig, *, most_tokens: int = 16_384, repeats: int = 3) -
 
 
 def _output_tokens(batch: int) -> int:
-    """All must have started before the first one ends."""
-    return DECODE_TOKENS + batch // 4
+    """Long enough that nearly all of it decodes in the full batch."""
+    return min(DECODE_TOKENS + STAGGER_TOKENS * batch, MOST_DECODE_TOKENS)
 
 
 def steps_of_prefill(context: int, new: int, chunk: int) -> tuple[Counts, ...]:
@@ -100,22 +106,28 @@ async def measure(
     """Run the probes, one after the other; the server must have nothing else to do."""
     prober = _Prober(client, config, Prompts(vocabulary, salt=f"calibrate/{salt}"))
     await prober.prefill(0, min(512, config.max_model_len // 2))  # the first one is slow
-    samples: list[Sample] = []
-    for context, new in probes.prefills:
-        progress(f"prefill of {new} tokens behind {context}")
-        found = [await prober.prefill(context, new) for _ in range(probes.repeats)]
-        samples.append(_median(found))
-    for batch, context in probes.decodes:
-        progress(f"decode of {batch} sequences at {context}")
-        found = [await prober.decode(batch, context) for _ in range(probes.repeats)]
-        samples.append(_median(found))
-    return samples
+    found: dict[tuple[str, int, int], list[Sample]] = {}
+    for repeat in range(probes.repeats):
+        progress(f"round {repeat + 1} of {probes.repeats}")
+        for context, new in probes.prefills:
+            progress(f"prefill of {new} tokens behind {context}")
+            sample = await prober.prefill(context, new)
+            found.setdefault(("prefill", context, new), []).append(sample)
+        for batch, context in probes.decodes:
+            progress(f"decode of {batch} sequences at {context}")
+            sample = await prober.decode(batch, context)
+            found.setdefault(("decode", batch, context), []).append(sample)
+    return [_joined(samples) for samples in found.values()]
 
 
-def _median(samples: Sequence[Sample]) -> Sample:
-    """The sample whose time per step is the median (the lower of two in the middle)."""
-    ordered = sorted(samples, key=lambda sample: sample.seconds / len(sample.steps))
-    return ordered[(len(ordered) - 1) // 2]
+def _joined(samples: Sequence[Sample]) -> Sample:
+    """Repetitions as one sample: all their steps in all their time."""
+    return Sample(
+        samples[0].kind,
+        tuple(step for sample in samples for step in sample.steps),
+        sum(sample.seconds for sample in samples),
+        sum(sample.first_tokens for sample in samples),
+    )
 
 
 def _told(found: Sequence[Completion], context: int) -> Sample | None:

@@ -36,7 +36,7 @@ def profile_of(
         f"({platform.machine()}): {counts['prefill']} prefill and {counts['decode']} decode probes; "
         f"relative error of the fit: median {found.error(50):.1%}, 95th percentile "
         f"{found.error(95):.1%}; {found.delay_s * 1e3:.2f} ms of each time to a first token are no "
-        f"step's and are not in the cost. Server: {measured_on}"
+        f"step's and are not in the cost. Of this one machine. Server: {_without_folders(measured_on)}"
     )
     model = {} if base.model is None else {"model": base.model.model_dump(exclude_defaults=True)}
     sources = {"coefficients": source, "engine": f"flags of the measured server, as {base.name}'s"}
@@ -57,6 +57,12 @@ def profile_of(
         "kv_source": "as the measured server reported it or was started with",
         "sources": sources,
     }
+
+
+def _without_folders(command: str) -> str:
+    """A command line with the names of files alone: folders say nothing to another machine."""
+    words = command.split()
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words)
 
 
 def write_profile(path: Path, content: dict[str, Any]) -> Profile:

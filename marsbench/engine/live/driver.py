@@ -26,7 +26,7 @@ from marsbench.engine.live.clock import Clock
 from marsbench.engine.live.core import Hints, LiveCore, LiveListener
 from marsbench.engine.live.metrics import ServerMetrics
 from marsbench.engine.live.prompts import Prompts, Vocabulary
-from marsbench.engine.live.tools import RunningTools
+from marsbench.engine.live.tools import ModelledTools, RunningTools
 from marsbench.engine.live.warmup import warm_up
 from marsbench.engine.sessions import CallState, SessionState
 from marsbench.engine.telemetry import SAMPLE_PS, Telemetry
@@ -92,7 +92,11 @@ def run_live(
         sessions=sessions,
         arrivals=arrivals,
         policies=policies,
-        tools=RunningTools(tools, clock, woken.set) if isinstance(tools, ToolExecutor) else tools,
+        tools=(
+            RunningTools(tools, clock, woken.set)
+            if isinstance(tools, ToolExecutor)
+            else ModelledTools(tools)
+        ),
         log=log,
         tool_cores=tool_cores,
         tool_speed=tool_speed,

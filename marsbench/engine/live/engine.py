@@ -195,6 +195,7 @@ class LiveEngine:
             raise
 
     def _command(self, config: EngineConfig, inside: Inside | None) -> ServerCommand:
+        check_length(config)
         options = self._options
         extra = shlex.split(options.extra_flags)
         scheduler_cls = options.scheduler_cls
@@ -235,6 +236,17 @@ class LiveEngine:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+
+def check_length(config: EngineConfig) -> None:
+    """EngineError for flags with which vLLM would not start: a turn must fit the KV cache alone."""
+    kv_tokens = config.num_blocks * config.block_size
+    if config.max_model_len > kv_tokens:
+        raise EngineError(
+            f"max_model_len={config.max_model_len} does not fit {config.num_blocks} KV blocks of "
+            f"{config.block_size}, so vLLM will not start; add engine.params "
+            f"max_model_len={kv_tokens} or more num_blocks"
+        )
 
 
 def hints_of(request: Request) -> Mapping[str, Hint]:

@@ -1,4 +1,4 @@
-"""Lets the driver treat tools that really run like a tool model in virtual time."""
+"""Tools on the wall clock: those that really run, as a tool model; and models, whose time cannot go back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from marsbench.engine.live.clock import Clock
-from marsbench.tools.base import Outcome, ToolDemand
+from marsbench.tools.base import Outcome, ToolDemand, ToolModel
 from marsbench.tools.executor import ToolExecutor
 
 
@@ -77,3 +77,54 @@ class RunningTools:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ModelledTools:
+    """A tool model on the wall clock, where events are handled late and at the times they were due.
+
+    The model may have gone past such a time already, because a call started since: it is then asked
+    no more, and calls that ended are given out when their own time is handled.
+    """
+
+    def __init__(self, model: ToolModel) -> None:
+        self._model = model
+        self._latest_ps = 0
+        self._ended: list[tuple[int, int, Outcome]] = []
+        self._outcomes: dict[int, Outcome] = {}
+
+    def start(self, handle: int, demand: ToolDemand, now_ps: int) -> None:
+        """Begin a call now."""
+        self._model.start(handle, demand, self._forward(now_ps))
+
+    def next_completion_ps(self) -> int | None:
+        """End of the first call that was not popped."""
+        ends = [at_ps for at_ps, _, _ in self._ended]
+        if (following := self._model.next_completion_ps()) is not None:
+            ends.append(following)
+        return min(ends, default=None)
+
+    def pop_completed(self, now_ps: int) -> list[int]:
+        """Handles of the calls that ended up to now."""
+        for handle in self._model.pop_completed(self._forward(now_ps)):
+            outcome = self._model.outcome(handle)
+            self._ended.append((outcome.at_ps, handle, outcome))
+        self._outcomes = {call: ended for at, call, ended in sorted(self._ended) if at <= now_ps}
+        self._ended = [entry for entry in self._ended if entry[0] > now_ps]
+        return list(self._outcomes)
+
+    def outcome(self, handle: int) -> Outcome:
+        """How a call of the latest ``pop_completed`` ended."""
+        return self._outcomes[handle]
+
+    @property
+    def running(self) -> int:
+        """Calls started and not yet popped."""
+        return self._model.running + len(self._ended)
+
+    def busy_core_ps(self, now_ps: int) -> int:
+        """Core time used up to now."""
+        return self._model.busy_core_ps(self._forward(now_ps))
+
+    def _forward(self, now_ps: int) -> int:
+        self._latest_ps = max(self._latest_ps, now_ps)
+        return self._latest_ps

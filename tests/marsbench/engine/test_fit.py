@@ -99,3 +99,23 @@ def test_too_little_to_fit(samples, words):
     """What cannot be fitted is one clear line."""
     with pytest.raises(EngineError, match=words):
         fit(samples)
+
+
+def test_noise_does_not_make_it_too_quick():
+    """Times that scatter by 30 % are fitted at their mean: relative to the measured times the fit would
+    be at E[1/m] / E[1/m^2], a sixth below it."""
+    rng = np.random.default_rng(1)
+    samples = [
+        Sample(
+            sample.kind, sample.steps, sample.seconds * rng.lognormal(-0.3**2 / 2, 0.3),
+            sample.first_tokens,
+        )
+        for _ in range(4)
+        for sample in measured(DENSE)
+    ]  # fmt: skip
+    found = fit(samples)
+    ratios = [s.seconds / p for s, p in zip(samples, found.predicted_s, strict=True)]
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.03)
+    assert found.cost.step_ps(2048, 2048 * 5000, 6000, 1) == pytest.approx(
+        DENSE.step_ps(2048, 2048 * 5000, 6000, 1), rel=0.06
+    )

@@ -74,7 +74,8 @@ def test_samples_count_what_was_computed(fake):
     assert prefill.first_tokens == 1
     assert prefill.seconds == pytest.approx(to_s(COST.step_ps(*prefill.steps[0])), rel=0.3)
     counts = [step[2] for step in decode.steps]
-    assert (len(counts), counts[0]) == (31, 2 * 65), "the first of 32 tokens is the prefill's"
+    # 64 + 2 * 4 tokens each, of which the first is the prefill's
+    assert (len(counts), counts[0]) == (71, 2 * 65)
     assert [after - before for before, after in itertools.pairwise(counts)] == (
         [2] * (len(counts) - 1)
     )

@@ -15,7 +15,7 @@ from marsbench.core import Session, ToolCall, Turn
 from marsbench.engine import LIVE_ENGINES
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.engine import LiveEngine, first_model
+from marsbench.engine.live.engine import LiveEngine, check_length, first_model
 from marsbench.engine.live.fake_server import Behaviour
 from marsbench.engine.live.options import LiveOptions, split_options
 from marsbench.engine.live.server import ServerCommand, answers
@@ -28,7 +28,7 @@ from marsbench.tools import make_tool_executor
 from marsbench.tools.recorded import Recorded
 
 SESSIONS = [Session("s", (Turn(100, 5, tools=(ToolCall("ls", "shell_read", 0.0),)), Turn(30, 3)))]
-CONFIG = EngineConfig(num_blocks=100, max_model_len=4096)
+CONFIG = EngineConfig(num_blocks=256, max_model_len=4096)
 
 
 def run(engine: LiveEngine, config: EngineConfig = CONFIG, tools=None) -> EventLog:
@@ -66,7 +66,11 @@ def test_one_server_for_equal_cells(interpreter, tmp_path):
     options = LiveOptions(python=str(interpreter), warm_up_turns=1)
     urls = []
     with LiveEngine("vllm", options, salt="run", log_folder=tmp_path / "logs") as engine:
-        for config in (CONFIG, CONFIG, EngineConfig(num_blocks=100, max_num_seqs=9)):
+        for config in (
+            CONFIG,
+            CONFIG,
+            EngineConfig(num_blocks=256, max_model_len=4096, max_num_seqs=9),
+        ):
             log = run(engine, config)
             urls.append(engine._running[1].command.url)
             assert build_tables(log).sessions["status"].tolist() == ["ok"]
@@ -219,9 +223,17 @@ def test_model_name_is_asked_for(fake):
 def test_engines_are_registered():
     """Each live engine's name leads to a core with the constructor all cores have."""
     assert set(LIVE_ENGINES) == {"vllm", "openai"}
+    config = EngineConfig(num_blocks=100, max_model_len=4096)
     for path in LIVE_ENGINES.values():
         module, _, attribute = path.rpartition(".")
-        core = getattr(importlib.import_module(module), attribute)(CONFIG, None, Policies(), None)
+        core = getattr(importlib.import_module(module), attribute)(config, None, Policies(), None)
         assert core.fits(1000, 600), "100 blocks of 16"
         assert not core.fits(1000, 602)
         assert core.idle()
+
+
+def test_a_model_length_beyond_the_kv_cache_is_refused_before_a_server_is_started():
+    """vLLM would end with a page of its own log; we say which flag to set to what."""
+    with pytest.raises(EngineError, match=r"max_model_len=20480 or more num_blocks"):
+        check_length(EngineConfig(num_blocks=160, block_size=128, max_model_len=32768))
+    check_length(EngineConfig(num_blocks=160, block_size=128, max_model_len=20480))
