@@ -64,12 +64,12 @@ class CellKey:
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """The counters of a RUN_END event."""
+    """The counters of a RUN_END event; None = the engine does not tell."""
 
     end_s: float
-    steps: int
-    evicted_blocks: int
-    preemptions: int
+    steps: int | None
+    evicted_blocks: int | None
+    preemptions: int | None
     gpu_busy_s: float
     num_blocks: int
     tool_cores: int
@@ -286,13 +286,22 @@ def _pins(kinds: dict[Kind, Ints]) -> pd.DataFrame:
     )
 
 
+def _told(count: int) -> int | None:
+    """A count, or None where a live engine wrote that it does not know it (-1)."""
+    return count if count >= 0 else None
+
+
 def _samples(rows: Ints, kind: Kind) -> pd.DataFrame:
-    """Samples as a frame; payload in picoseconds becomes seconds (``_ps`` -> ``_s``)."""
+    """Samples as a frame; payload in picoseconds becomes seconds (``_ps`` -> ``_s``), and counts that
+    a live engine does not know (-1) NaN.
+    """
     columns: dict[str, object] = {"time_s": rows[:, TIME] / PS_PER_S}
     for name in FIELDS[kind]:
         values = field(rows, kind, name)
         if name.endswith("_ps"):
             columns[f"{name.removesuffix('_ps')}_s"] = values / PS_PER_S
+        elif (values < 0).any():
+            columns[name] = np.where(values < 0, np.nan, values)
         else:
             columns[name] = values
     return pd.DataFrame(columns)
@@ -302,9 +311,9 @@ def _totals(row: Ints) -> RunTotals:
     fields = dict(zip(FIELDS[Kind.RUN_END], row[PAYLOAD:].tolist(), strict=True))
     return RunTotals(
         end_s=int(row[TIME]) / PS_PER_S,
-        steps=fields["steps"],
-        evicted_blocks=fields["evicted_blocks"],
-        preemptions=fields["preemptions"],
+        steps=_told(fields["steps"]),
+        evicted_blocks=_told(fields["evicted_blocks"]),
+        preemptions=_told(fields["preemptions"]),
         gpu_busy_s=fields["gpu_busy_ps"] / PS_PER_S,
         num_blocks=fields["num_blocks"],
         tool_cores=fields["tool_cores"],

@@ -163,7 +163,11 @@ def _check_order(chain: list[Ints], layout: Layout) -> None:
 
 
 def _preemptions(kinds: dict[Kind, Ints], layout: Layout, first: Ints, end: Ints) -> Waits:
-    """Pair each preemption with the resumption that follows it."""
+    """Pair each preemption with the resumption that follows it.
+
+    A server can tell of a preemption while the turn's first token is on its way to the client: a wait
+    in which the first token arrives began after it.
+    """
     size = layout.total_turns
     waits = Waits(*(np.zeros(size, dtype=np.int64) for _ in range(4)))
     out, back = kinds[Kind.GPU_PREEMPT], kinds[Kind.GPU_RESUME]
@@ -184,6 +188,7 @@ def _preemptions(kinds: dict[Kind, Ints], layout: Layout, first: Ints, end: Ints
             raise ResultsError("events contradict themselves: a resumption without a preemption")
         returned[slot] = np.minimum(back[:, TIME], end[back_turn])
         refilled[slot] = field(back, Kind.GPU_RESUME, "uncached_tokens")
+    left = np.where((left < first[turn]) & (first[turn] < returned), first[turn], left)
     wait = returned - np.minimum(left, end[turn])
     after = left >= first[turn]
     np.add.at(waits.before, turn[~after], wait[~after])

@@ -81,7 +81,8 @@ class Telemetry:
         stats, view = core.stats, core.view
         span_ps = now_ps - self._sampled_ps
         referenced = stats.referenced_block_ps - self._referenced_block_ps
-        evicted = stats.evicted_blocks - self._evicted_blocks
+        told = stats.evicted_blocks >= 0  # -1: a live server does not say
+        evicted = stats.evicted_blocks - self._evicted_blocks if told else -1
         free = view.free_blocks
         held = view.num_blocks - free
         pinned = min(view.pinned_blocks, held)

@@ -51,6 +51,18 @@ def test_turn_columns_by_hand(two_turns):
     assert turns["tool_wait_s"].tolist() == [1.5, 0.0]
 
 
+def test_a_preemption_told_before_the_first_token_came(timeline):
+    """A server's word of a preemption can overtake the first token: the wait then begins with it."""
+    # scheduled 1, first token at the client 3, told: preempted 2..6, end 8
+    one = timeline.session("one", 0)
+    timeline.turn(one, 0, ready=0, sched=1, first=3, end=8, is_last=1)
+    timeline.preempted(one, 0, 2, 6, uncached=0)
+    timeline.end(one, 8)
+    timeline.run_end(8, preemptions=1)
+    (turn,) = build_tables(timeline.log()).turns.to_dict("records")
+    assert (turn["queue_s"], turn["prefill_s"], turn["decode_s"]) == (1 + 3, 2, 2)
+
+
 def test_refill_after_a_preemption_in_decode(timeline):
     """Refill in the decode phase is charged to recompute at the cell's mean prefill speed."""
     one = timeline.session("one", 0)

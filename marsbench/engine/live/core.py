@@ -13,7 +13,8 @@ GPU_SCHED_FIRST       first token minus the server's own schedule-to-first-token
                       server reports it (vLLM: ``--enable-per-request-metrics``); the way over HTTP
                       then counts as queueing. Else it is the submission, and queueing counts as
                       prefill. Known, and told to policies, only when the turn ends
-GPU_PREEMPT, _RESUME  not visible; RUN_END has their number from the server's counters
+GPU_PREEMPT, _RESUME  not visible; RUN_END has their number from the server's counters (-1 where it
+                      has none)
 KV_STATS              polled; ``cached_blocks`` and ``evicted_blocks`` are not told: -1
 with a link           a scheduler of ours inside the server tells GPU_SCHED_FIRST, GPU_PREEMPT,
                       GPU_RESUME, KV_PIN, KV_UNPIN, free and pinned blocks as they happen
@@ -165,7 +166,7 @@ class LiveCore:
         self.config = config
         self._server = LiveView(config)
         self.view: EngineView = self._server
-        self.stats = CoreStats(evicted_blocks=UNKNOWN)
+        self.stats = CoreStats(steps=UNKNOWN, evicted_blocks=UNKNOWN, preemptions=UNKNOWN)
         self.completions: list[tuple[Request, Completion]] = []
         """Every turn with its answer, in order of end."""
         self._listener = listener

@@ -54,7 +54,8 @@ def _shares(events: pd.DataFrame) -> pd.DataFrame:
     samples = events[events["kind"] == "KV_STATS"]
     table = pd.DataFrame({"time_s": samples["time_ps"].to_numpy() / 1e12})
     for label, (field, _) in LAYERS.items():
-        table[label] = samples[letters[field]].to_numpy() / max(int(total.iloc[0]), 1)
+        blocks = samples[letters[field]].to_numpy()  # -1: a live server does not tell it
+        table[label] = np.maximum(blocks, 0) / max(int(total.iloc[0]), 1)
     if len(table) > MAX_POINTS:
         table = table.groupby(np.arange(len(table)) * MAX_POINTS // len(table)).mean()
     return table

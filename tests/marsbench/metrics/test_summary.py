@@ -117,6 +117,32 @@ def test_cache_metrics(cell):
     assert metrics["retained_wasted_block_s"] == 5.0
 
 
+def test_what_a_server_does_not_tell_is_unknown(timeline):
+    """Counters of -1 become null; preemptions known only as a number count over the whole run, and
+    are unknown in a part of it."""
+
+    def measured(evicted, preemptions, cut=None):
+        one, two = timeline.session("one", 0), timeline.session("two", 4)
+        timeline.turn(one, 0, ready=0, sched=1, first=2, end=4, is_last=1)
+        timeline.end(one, 4)
+        timeline.turn(two, 0, ready=4, sched=5, first=6, end=8, is_last=1)
+        timeline.end(two, 8)
+        timeline.add(5, Kind.KV_STATS, -1, -1, -1, 50, 50, 0, -1, 40_000, -1)
+        timeline.run_end(8, steps=-1, evicted=evicted, preemptions=preemptions)
+        tables = build_tables(timeline.log(), ideal_s=[1.0, 1.0])
+        timeline.__init__()
+        return tables, summarise(KEY, tables, FACTS, cut=cut or Cut())["metrics"]
+
+    tables, metrics = measured(-1, -1)
+    assert (metrics["evicted_blocks"], metrics["preemptions"]) == (None, None)
+    assert tables.totals.steps is None
+    assert tables.kv[["cached_blocks", "evicted_blocks"]].isna().all(axis=None)
+    assert tables.kv["referenced_blocks"].tolist() == [50]
+    assert measured(-1, 3)[1]["preemptions"] == 3
+    assert measured(-1, 3, Cut(warmup_s=2))[1]["preemptions"] is None
+    assert measured(0, 0)[1]["preemptions"] == 0
+
+
 def test_tool_and_fairness_metrics(cell):
     """Tool times are per call; utilisation is of 4 cores over 20 s; Jain over two slowdowns."""
     metrics = summarise(KEY, cell, FACTS)["metrics"]
