@@ -32,7 +32,7 @@ from marsbench.system import Policies
 from marsbench.tables import build_tables
 from marsbench.tools.recorded import Recorded
 
-CONFIG = EngineConfig(num_blocks=100, max_model_len=4096)
+CONFIG = EngineConfig(num_blocks=256, max_model_len=4096)
 SESSIONS = [
     Session(f"s{k}", (Turn(100, 5, tools=(ToolCall("ls", "shell_read", 0.02),)), Turn(30, 3)))
     for k in range(2)
