@@ -12,7 +12,7 @@ from collections.abc import Callable
 from marsbench.core import to_ps
 from marsbench.engine.link.roster import Roster
 from marsbench.engine.link.sockets import Inlet, Outlet
-from marsbench.engine.link.wire import BEAT_S, Batch, EngineState, WireEvent
+from marsbench.engine.link.wire import BEAT_S, Batch, EngineState, WireEvent, wire_event
 from marsbench.events import Event, Kind
 
 TOLD = frozenset(
@@ -96,9 +96,7 @@ class InsideLink:
         if self._outlet is None or event.kind not in TOLD:
             return
         name = self._roster.name_of(event.session)
-        at_ps = to_ps(event.time_s)
-        kind, (_, _, session, turn, call, args, *_) = int(event.kind), event
-        self._events.append(WireEvent(at_ps, kind, session, turn, call, args, "", "", name))
+        self._events.append(wire_event(event, name))
 
     def flush(self, sizes: Callable[[], Sizes], *, now: bool) -> None:
         """Send what was kept and, if the last is old or ``now``, the engine's state."""

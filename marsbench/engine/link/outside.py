@@ -17,8 +17,8 @@ from marsbench.engine.link.wire import (
     Batch,
     Beat,
     EngineState,
-    WireEvent,
-    WireSession,
+    wire_event,
+    wire_session,
 )
 from marsbench.engine.sessions import SessionState
 from marsbench.events import Event, Kind
@@ -111,23 +111,13 @@ class OutsideLink:
             self._alive[session] = None
         elif event.kind == Kind.SESSION_END:
             self._alive.pop(session, None)
-        wire = WireEvent(
-            to_ps(event.time_s),
-            int(event.kind),
-            session,
-            event.turn,
-            event.call,
-            event.args,
-            event.name,
-            event.tool_class,
-            self.name(session) if session >= 0 else "",
-        )
+        wire = wire_event(event, self.name(session) if session >= 0 else "")
         self._outlet.send(Batch(self._outlet.boot, self._outlet.seq, (wire,)))
 
     def beat(self) -> None:
         """Send all unfinished sessions."""
         self._beat_ps = self._now_ps()
-        sessions = tuple(self._wire(self._states[session]) for session in self._alive)
+        sessions = tuple(wire_session(self._states[k], self.name(k)) for k in self._alive)
         outlet = self._outlet
         outlet.send(Beat(outlet.boot, outlet.seq, self._beat_ps, self._wall_ns(), sessions))
 
@@ -200,16 +190,3 @@ class OutsideLink:
         elif self._silent and not quiet:
             self._silent = False
             self._note("the scheduler inside the server is back")
-
-    def _wire(self, state: SessionState) -> WireSession:
-        return WireSession(
-            state.session,
-            self.name(state.session),
-            -1 if state.parent is None else state.parent.session,
-            state.arrival_ps,
-            state.turn_index,
-            state.plans[state.turn_index].prompt_tokens,
-            state.context_tokens,
-            state.served_tokens,
-            state.phase,
-        )

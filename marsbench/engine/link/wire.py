@@ -1,15 +1,19 @@
 """Messages between a control plane and a scheduler: msgpack arrays under a versioned topic.
 
-``Batch`` and ``Beat`` are byte for byte what a gateway publishes (``marsbench.gateway.stream``), so a
-scheduler that listens to a run's driver understands a gateway too. ``EngineState`` goes the other
-way. Nothing here carries prompts or replies.
+A run's driver and a gateway (``marsbench.gateway.stream``) send the same ``Batch`` and ``Beat``, so a
+scheduler can listen to either. ``EngineState`` goes the other way. Nothing here carries prompts or
+replies.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
+from marsbench.core import to_ps
 from marsbench.errors import EngineError
+from marsbench.events import Event
 
 VERSION = 1
 TOPIC_PREFIX = b"marsbench.events."
@@ -80,8 +84,65 @@ class EngineState(msgspec.Struct, array_like=True, frozen=True, tag="engine"):
 
 Message = Batch | Beat | EngineState
 
+
+class Numbered(Protocol):
+    """A session with its index."""
+
+    @property
+    def session(self) -> int: ...
+
+
+class Streamed(Numbered, Protocol):
+    """What a beat says of a session."""
+
+    @property
+    def parent(self) -> Numbered | None: ...
+    @property
+    def arrival_ps(self) -> int: ...
+    @property
+    def turn_index(self) -> int: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def served_tokens(self) -> int: ...
+    @property
+    def phase(self) -> str: ...
+
+
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)
+
+
+def wire_event(event: Event, session_id: str) -> WireEvent:
+    """An event as it is sent."""
+    return WireEvent(
+        to_ps(event.time_s),
+        int(event.kind),
+        event.session,
+        event.turn,
+        event.call,
+        event.args,
+        event.name,
+        event.tool_class,
+        session_id,
+    )
+
+
+def wire_session(state: Streamed, session_id: str) -> WireSession:
+    """A session as it is sent."""
+    return WireSession(
+        state.session,
+        session_id,
+        -1 if state.parent is None else state.parent.session,
+        state.arrival_ps,
+        state.turn_index,
+        state.prompt_tokens,
+        state.context_tokens,
+        state.served_tokens,
+        state.phase,
+    )
 
 
 def encode(message: Message) -> list[bytes]:

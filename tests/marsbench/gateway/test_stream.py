@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
 import pytest
 
-from marsbench.errors import ConfigError, EngineError
+from marsbench.engine.link.sockets import Inlet
+from marsbench.engine.link.wire import Batch, Beat
+from marsbench.errors import ConfigError
 from marsbench.events import FIELDS, Event, Kind
 from marsbench.gateway.settings import GatewaySettings
-from marsbench.gateway.stream import (
-    TOPIC,
-    Batch,
-    Beat,
-    Publisher,
-    Subscriber,
-    WireEvent,
-    decode,
-    encode,
-)
+from marsbench.gateway.stream import Publisher
 
 USER = {"role": "user", "content": "go"}
 
@@ -35,7 +27,8 @@ def gather(subscriber, want, timeout_s=5.0):
     found = []
     deadline = time.monotonic() + timeout_s
     while not want(found) and time.monotonic() < deadline:
-        found += subscriber.poll(timeout_ms=20)
+        found += subscriber.poll()
+        time.sleep(0.005)  # polling never waits
     assert want(found), found
     return found
 
@@ -52,8 +45,10 @@ def connect(publisher, subscriber):
         return bool(found)
 
     gather(subscriber, heard)
-    while subscriber.poll(timeout_ms=50):
-        pass
+    rest = True
+    while rest:  # beats that were on their way
+        time.sleep(0.05)
+        rest = subscriber.poll()
 
 
 @pytest.fixture(params=["ipc", "tcp"])
@@ -72,36 +67,9 @@ def unused_port():
         return found.getsockname()[1]
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_every_kind_survives_the_wire(kind):
-    """An event is the same after encoding and decoding."""
-    event = event_of(kind, 7)
-    wire = WireEvent(
-        1_250_000_000_000, int(kind), 7, 2, 3, event.args, event.name, event.tool_class, "s-7"
-    )
-    message = Batch("boot", 5, (wire,))
-    again = decode(encode(message))
-    assert again == message
-    assert isinstance(again, Batch)
-    assert again.events[0].event() == event
-
-
-def test_other_versions_and_damage_are_refused_in_one_line():
-    """A reader never guesses."""
-    parts = encode(Beat("b", 0, 0, 0, ()))
-    with pytest.raises(EngineError, match="version 99"):
-        decode([b"marsbench.events.99", parts[1]])
-    with pytest.raises(EngineError, match="damaged"):
-        decode([TOPIC, parts[1][:-1]])
-    with pytest.raises(EngineError, match="not a message"):
-        decode([b"weather", b""])
-    with pytest.raises(EngineError, match="damaged"):
-        decode([TOPIC, msgspec.msgpack.encode({"boot": 1})])
-
-
 def test_events_arrive_in_order_over_a_socket(address):
     """1000 events, none lost, none swapped."""
-    publisher, subscriber = Publisher(address, {}), Subscriber(address)
+    publisher, subscriber = Publisher(address, {}), Inlet(address)
     try:
         connect(publisher, subscriber)
         for number in range(1000):
@@ -109,7 +77,7 @@ def test_events_arrive_in_order_over_a_socket(address):
         found = gather(subscriber, lambda m: len(m) >= 1000)
         assert [m.events[0].session_id for m in found] == [f"s{n}" for n in range(1000)]
         assert subscriber.lost == 0
-        assert subscriber.alive()
+        assert subscriber.age_s < 5
     finally:
         publisher.close()
         subscriber.close()
@@ -117,7 +85,7 @@ def test_events_arrive_in_order_over_a_socket(address):
 
 def test_subscriber_outlives_the_publisher(address):
     """The gateway dies and begins anew: the subscriber reconnects by itself and knows it."""
-    publisher, subscriber = Publisher(address, {}), Subscriber(address)
+    publisher, subscriber = Publisher(address, {}), Inlet(address)
     try:
         connect(publisher, subscriber)
         publisher.close()
@@ -126,7 +94,7 @@ def test_subscriber_outlives_the_publisher(address):
                 publisher = Publisher(address, {})
                 break
             except ConfigError:
-                time.sleep(0.01)
+                time.sleep(0.01)  # nothing tells when the system has let go of it
         connect(publisher, subscriber)
         publisher.event(event_of(Kind.TURN_READY), "after")
         found = gather(subscriber, lambda m: any(isinstance(x, Batch) for x in m))
@@ -145,7 +113,7 @@ def test_publisher_outlives_subscribers(address):
         for number in range(100):
             publisher.event(event_of(Kind.TURN_READY, number), "early")
         for _ in range(2):
-            subscriber = Subscriber(address)
+            subscriber = Inlet(address)
             connect(publisher, subscriber)
             publisher.event(event_of(Kind.TURN_READY), "now")
             found = gather(subscriber, lambda m: len(m) >= 1)
@@ -157,7 +125,7 @@ def test_publisher_outlives_subscribers(address):
 
 def test_missing_messages_are_counted():
     """Sequence 5 after 2 means two were lost."""
-    subscriber = Subscriber("inproc://nobody")
+    subscriber = Inlet("inproc://nobody")
     try:
         for seq in (0, 1, 2, 5):
             subscriber._account(Batch("b", seq, ()))
@@ -172,7 +140,7 @@ def test_a_gateway_publishes_what_its_log_holds(rig, tmp_path):
 
     async def story():
         async with rig(publish=address) as r:
-            subscriber = Subscriber(address)
+            subscriber = Inlet(address)
             try:
                 await asyncio.to_thread(gather, subscriber, bool)  # a beat: we are subscribed
                 await r.chat([USER], session="a")
