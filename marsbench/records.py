@@ -40,21 +40,11 @@ class EventLog:
         return code
 
     def append(
-        self,
-        time_ps: int,
-        kind: int,
-        session: int,
-        turn: int = -1,
-        call: int = -1,
-        a: int = 0,
-        b: int = 0,
-        c: int = 0,
-        d: int = 0,
-        e: int = 0,
-        f: int = 0,
+        self, time_ps: int, kind: int, session: int, turn: int = -1, call: int = -1, *payload: int
     ) -> None:
-        """Add one row; the payload follows ``events.FIELDS[kind]``."""
-        self.rows.extend((time_ps, kind, session, turn, call, a, b, c, d, e, f))
+        """Add one row; the payload follows ``events.FIELDS[kind]``, what is left out of it is 0."""
+        rest = (0,) * (NUM_PAYLOAD - len(payload))
+        self.rows.frombytes(pack_row(time_ps, kind, session, turn, call, *payload, *rest))
 
     def __len__(self) -> int:
         return len(self.rows) // ROW

@@ -18,10 +18,11 @@ from starlette.routing import Route
 
 from marsbench.admission.base import FirstReplica
 from marsbench.core import PolicyContext
+from marsbench.engine.recorder import listeners_of
 from marsbench.errors import ConfigError
 from marsbench.events import Status
 from marsbench.gateway.backends import Backend, Pool
-from marsbench.gateway.bus import EventBus, EventSink, WallClock, listeners_of
+from marsbench.gateway.bus import EventBus, EventSink, WallClock
 from marsbench.gateway.control import ControlPlane
 from marsbench.gateway.endpoints import Completions, Models, SessionEnd, ToolEndpoints
 from marsbench.gateway.exchange import PATHS
@@ -131,7 +132,9 @@ class Gateway:
         self.slots = shared.tools = ToolSlots(policies.tools, settings.waits.lease_s)
         self.pool = Pool(settings, backends, policies.routing, self.clock)
         fleet = FleetView(views, shared)
-        self.bus = EventBus(self.clock, listeners_of(policies), self._sinks())
+        # Scheduling and retention run inside the engine and hear its own events there.
+        here = (policies.admission, policies.tools, policies.routing)
+        self.bus = EventBus(self.clock, listeners_of(here), self._sinks())
         self.control = ControlPlane(
             policies,
             fleet,

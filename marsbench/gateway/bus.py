@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from marsbench.admission.base import FirstReplica, Oversubscribe, Unlimited
 from marsbench.core import PS_PER_S
-from marsbench.events import FIELDS, NUM_PAYLOAD, Event, Kind
+from marsbench.events import FIELDS, Event, Kind
 from marsbench.records import ROW, EventLog
-from marsbench.scheduler.base import EngineOrder, NoRetention
-from marsbench.system import Policies
 
-NULL_POLICIES = (EngineOrder, NoRetention, Unlimited, Oversubscribe, FirstReplica)
 MAX_NAMES = 1000
 """Distinct tool names kept apart; models invent names, and the table must not grow with them."""
 OTHER = "(other)"
@@ -82,12 +78,12 @@ class EventBus:
         if name or tool_class:
             name = self._name(name)
             payload = (self.log.intern(name), self.log.intern(tool_class), *payload)
-        fill = (0,) * (NUM_PAYLOAD - len(payload))
-        self.log.rows.extend((at_ps, int(kind), session, turn, call, *payload, *fill))
+        self.log.append(at_ps, int(kind), session, turn, call, *payload)
         if len(self.log) > self._max_events:
             self._make_room()
         if self._listeners or self._sinks:
-            args = (*payload, *fill)[: len(FIELDS[kind])]
+            num_fields = len(FIELDS[kind])
+            args = (*payload, *(0,) * (num_fields - len(payload)))[:num_fields]
             event = Event(at_ps / PS_PER_S, kind, session, turn, call, args, name, tool_class)
             for listener in self._listeners:
                 listener(event)
@@ -114,17 +110,3 @@ class EventBus:
         for index in range(self._named_from, first):
             self.log.session_ids[index] = ""
         self._named_from = max(self._named_from, first)
-
-
-def listeners_of(policies: Policies) -> list[Callable[[Event], None]]:
-    """``on_event`` of each distinct control-plane policy that is not a null policy.
-
-    Scheduling and retention run inside the engine and hear its own events there.
-    """
-    found: list[Callable[[Event], None]] = []
-    seen: set[int] = set()
-    for part in (policies.admission, policies.tools, policies.routing):
-        if type(part) not in NULL_POLICIES and id(part) not in seen:
-            seen.add(id(part))
-            found.append(part.on_event)
-    return found

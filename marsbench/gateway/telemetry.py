@@ -99,7 +99,34 @@ class Shared:
     """(cached, prompt) tokens of the last turns whose backend said so."""
 
 
-class ReplicaView:
+class SharedView:
+    """What a policy sees of the tools and of retention, whichever backends it looks at."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Not visible from outside an engine: counted as referenced there."""
+        return 0
+
+    @property
+    def tool_cores(self) -> int:
+        """Of the gateway's tool pool; 0 = unlimited."""
+        return self._shared.tool_cores
+
+    @property
+    def tools_running(self) -> int:
+        """Calls that run."""
+        return self._shared.tools.running
+
+    @property
+    def tools_queued(self) -> int:
+        """Calls that wait for a slot."""
+        return self._shared.tools.queued
+
+
+class ReplicaView(SharedView):
     """One backend as a policy sees it (``marsbench.admission.base.SystemView``).
 
     Blocks that turns sent since the last reading will need are counted as taken, since the reading
@@ -107,6 +134,7 @@ class ReplicaView:
     """
 
     def __init__(self, index: int, shared: Shared, num_blocks: int, block_size: int) -> None:
+        super().__init__(shared)
         self.index = index
         self.block_size = block_size
         self.num_blocks = num_blocks
@@ -115,7 +143,6 @@ class ReplicaView:
         """Of turns sent since the last reading."""
         self.in_flight = 0
         """Turns sent and not finished."""
-        self._shared = shared
         self._hit_rate: float | None = None
 
     def update(self, metrics: EngineMetrics | None) -> None:
@@ -146,11 +173,6 @@ class ReplicaView:
         return max(0, min(free, self.num_blocks))
 
     @property
-    def pinned_blocks(self) -> int:
-        """Not visible from outside an engine: counted as referenced there."""
-        return 0
-
-    @property
     def num_running(self) -> int:
         """Turns running in the engine."""
         if self.metrics is None:
@@ -168,21 +190,6 @@ class ReplicaView:
         return [s for s in self._shared.active.values() if s.backend == self.index]
 
     @property
-    def tool_cores(self) -> int:
-        """Of the gateway's tool pool; 0 = unlimited."""
-        return self._shared.tool_cores
-
-    @property
-    def tools_running(self) -> int:
-        """Calls that run."""
-        return self._shared.tools.running
-
-    @property
-    def tools_queued(self) -> int:
-        """Calls that wait for a slot."""
-        return self._shared.tools.queued
-
-    @property
     def prefix_cache_hit_rate(self) -> float:
         """From the token counts of the last replies, else from the backend's counters."""
         return hit_rate(self._shared.hits, self._hit_rate)
@@ -193,12 +200,12 @@ class ReplicaView:
         return self._hit_rate
 
 
-class FleetView:
+class FleetView(SharedView):
     """All backends as one system."""
 
     def __init__(self, replicas: Sequence[ReplicaView], shared: Shared) -> None:
+        super().__init__(shared)
         self.replicas = replicas
-        self._shared = shared
 
     @property
     def block_size(self) -> int:
@@ -216,11 +223,6 @@ class FleetView:
         return sum(replica.free_blocks for replica in self.replicas)
 
     @property
-    def pinned_blocks(self) -> int:
-        """Not visible from outside an engine."""
-        return 0
-
-    @property
     def num_running(self) -> int:
         """On all backends."""
         return sum(replica.num_running for replica in self.replicas)
@@ -234,21 +236,6 @@ class FleetView:
     def active(self) -> Sequence[LiveSession]:
         """Admitted, unfinished sessions in order of admission."""
         return list(self._shared.active.values())
-
-    @property
-    def tool_cores(self) -> int:
-        """0 = unlimited."""
-        return self._shared.tool_cores
-
-    @property
-    def tools_running(self) -> int:
-        """Calls that run."""
-        return self._shared.tools.running
-
-    @property
-    def tools_queued(self) -> int:
-        """Calls that wait for a slot."""
-        return self._shared.tools.queued
 
     @property
     def prefix_cache_hit_rate(self) -> float:
