@@ -13,21 +13,17 @@ wait, keyed by their set of names; no DRAM offload.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from baselines.session_fcfs import SessionFcfs
+from baselines.soft_pins import SoftPins
 from marsbench.core import PolicyContext
 from marsbench.events import Event, Kind
-from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+from marsbench.scheduler.base import EngineView, Key, Retain, TurnView
 from marsbench.system import Policies, System
 
 
-class Continuum(SessionFcfs):
+class Continuum(SoftPins):
     """Scheduling and retention policy: TTL by mean tool wait, pinned sessions first."""
-
-    max_share = 1.0
-    review_s = math.inf
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__()
@@ -81,26 +77,6 @@ class Continuum(SessionFcfs):
         self._away[turn.session] = (tool, now_s)
         ttl_s = self.ttl_s(tool, turn)
         return Retain(now_s + ttl_s) if ttl_s > 0 else None
-
-    def review(
-        self, retained: Sequence[RetainedView], view: EngineView, now_s: float
-    ) -> Sequence[RetainedView]:
-        """Nothing before its time."""
-        return ()
-
-    def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The latest expiry is given up first."""
-        return (retained.until_s, float(retained.session))
-
-    def yields_to(
-        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
-    ) -> bool:
-        """Waiting turns wait for pins to end."""
-        return False
-
-    def spares_returned(self) -> bool:
-        """Protection lasts until the next turn is scheduled, not until it arrives."""
-        return True
 
 
 def build(context: PolicyContext) -> Policies:

@@ -11,20 +11,16 @@ so only when nothing runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from baselines.session_fcfs import SessionFcfs
+from baselines.soft_pins import SoftPins
 from marsbench.core import PolicyContext
-from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+from marsbench.scheduler.base import EngineView, Retain, TurnView
 from marsbench.system import Policies, System
 
 
-class FixedTtl(SessionFcfs):
+class FixedTtl(SoftPins):
     """Scheduling and retention policy with one constant."""
-
-    max_share = 1.0
-    review_s = math.inf
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__()
@@ -40,26 +36,6 @@ class FixedTtl(SessionFcfs):
     ) -> Retain | None:
         """Keep every session that will come back."""
         return None if is_last else Retain(now_s + self._ttl_s)
-
-    def review(
-        self, retained: Sequence[RetainedView], view: EngineView, now_s: float
-    ) -> Sequence[RetainedView]:
-        """Nothing before its time."""
-        return ()
-
-    def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The latest expiry is given up first."""
-        return (retained.until_s, float(retained.session))
-
-    def yields_to(
-        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
-    ) -> bool:
-        """Waiting turns wait for pins to end."""
-        return False
-
-    def spares_returned(self) -> bool:
-        """A session that is back and queued keeps its KV."""
-        return True
 
 
 def build(context: PolicyContext) -> Policies:

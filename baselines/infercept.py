@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baselines.session_fcfs import SessionFcfs
+from baselines.soft_pins import SoftPins
 from marsbench.core import PolicyContext
 from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
 from marsbench.system import Policies, System
@@ -29,10 +29,9 @@ OPEN_END_S = 1e6
 """Far beyond any run: the pin ends by ``review``, not by a clock."""
 
 
-class InferCept(SessionFcfs):
+class InferCept(SoftPins):
     """Scheduling and retention policy: least waste, re-decided all the time."""
 
-    max_share = 1.0
     review_s = REVIEW_S
 
     def __init__(self, context: PolicyContext) -> None:
@@ -66,16 +65,6 @@ class InferCept(SessionFcfs):
         """The most wasteful pin first, sessions that are back last."""
         waste = self.excess_waste(retained, _tokens_running(view), now_s)
         return (0.0 if retained.returned else 1.0, waste, float(retained.session))
-
-    def yields_to(
-        self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
-    ) -> bool:
-        """Waiting turns wait for pins to end."""
-        return False
-
-    def spares_returned(self) -> bool:
-        """A session that is back and queued keeps its KV."""
-        return True
 
     def excess_waste(self, pin: RetainedView, other_tokens: int, now_s: float) -> float:
         """Token-seconds by which keeping the pin wastes more than dropping it."""

@@ -21,7 +21,7 @@ from baselines.foresight import foresee, memory_profiles, prefill_s
 from marsbench.admission.base import SessionView, SystemView
 from marsbench.core import PolicyContext, Session
 from marsbench.events import Event, Kind
-from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+from marsbench.scheduler.base import EngineOrder, EngineView, Key, Retain, RetainedView, TurnView
 from marsbench.system import Policies, System
 
 OPEN_END_S = 1e6
@@ -37,8 +37,10 @@ class _Progress:
     since_s: float = 0.0
 
 
-class Oracle:
-    """Scheduling, retention and admission policy with the future in hand."""
+class Oracle(EngineOrder):
+    """Scheduling, retention and admission policy with the future in hand. Quanta are the engine's: the
+    order already serves short work first.
+    """
 
     reorders_running = True
     resort_s = 1.0
@@ -119,15 +121,6 @@ class Oracle:
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Shortest remaining time first."""
         return (self._turn_key(turn, view, now_s), float(turn.sequence))
-
-    def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """The engine's own limits only: the order already serves short work first."""
-        return None
-
-    def on_scheduled(
-        self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
-    ) -> None:
-        """Nothing to learn."""
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Longest remaining time is preempted first."""

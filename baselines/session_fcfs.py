@@ -9,19 +9,14 @@ with the session that started it, since that session waits for it.
 
 from __future__ import annotations
 
-import math
-
 from marsbench.core import PolicyContext
 from marsbench.events import Event, Kind
-from marsbench.scheduler.base import EngineView, Key, TurnView
+from marsbench.scheduler.base import EngineOrder, EngineView, Key, TurnView
 from marsbench.system import Policies, System
 
 
-class SessionFcfs:
-    """Scheduling policy; the base of the policies that keep this order."""
-
-    reorders_running = False
-    resort_s = math.inf
+class SessionFcfs(EngineOrder):
+    """Scheduling policy; the base of the policies that keep this order. All else is vLLM's way."""
 
     def __init__(self) -> None:
         self._rank: dict[int, tuple[float, int]] = {}
@@ -43,30 +38,9 @@ class SessionFcfs:
         """Oldest session first."""
         return (*self.session_rank(turn), float(turn.sequence))
 
-    def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Never asked."""
-        return ()
-
-    def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """The engine's own limits only."""
-        return None
-
-    def on_scheduled(
-        self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
-    ) -> None:
-        """Nothing to learn."""
-
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """The youngest session is preempted first."""
         return (*self.session_rank(turn), float(turn.sequence))
-
-    def skip_blocked(self) -> bool:
-        """Stop at the first turn that does not fit, as vLLM does."""
-        return False
-
-    def shrink_chunks(self) -> bool:
-        """Preempt at once, as vLLM does."""
-        return False
 
 
 def build(context: PolicyContext) -> Policies:
