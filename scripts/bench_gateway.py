@@ -103,7 +103,7 @@ def wait_for(port: int) -> None:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
-            time.sleep(0.05)
+            time.sleep(0.05)  # a process that starts does not say when it listens: try again
         else:
             return
     raise SystemExit(f"nothing listens on port {port} after {START_S:g} s")

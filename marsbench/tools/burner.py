@@ -22,7 +22,7 @@ def burn(cpu_ns: int, share_ppm: int) -> None:
         while time.process_time_ns() < stop_ns:
             for _ in range(200):
                 pass
-        if share_ppm < 1_000_000:
+        if share_ppm < 1_000_000:  # the pause is the point: it keeps the share below one core
             time.sleep(min(left_ns, SLICE_NS) * (1_000_000 - share_ppm) / share_ppm / 1e9)
 
 

@@ -138,7 +138,7 @@ class Server:
                     f"the server does not answer at {self.command.url}/health after "
                     f"{timeout_s:g} s; allow more time or look at its log{self._log_end()}"
                 )
-            time.sleep(0.25)
+            time.sleep(0.25)  # a server that loads a model tells nobody when it is ready: ask again
 
     def check_alive(self) -> None:
         """Raise EngineError with the log's end if the server has ended by itself."""

@@ -91,7 +91,7 @@ def supervise(life: int, grace_s: float, command: list[str]) -> int:
     _wait_for_all(child, time.monotonic() + ORPHAN_GRACE_S)
     while left := descendants(os.getpid()):
         send(left, signal.SIGKILL)
-        time.sleep(0.01)
+        time.sleep(0.01)  # they end a moment later, and theirs become ours: look again
     code = child.wait()
     return code if code >= 0 else 128 - code
 
@@ -106,7 +106,7 @@ def _wait_for_all(child: subprocess.Popen[bytes], deadline_s: float) -> None:
         child.poll()
         if not descendants(os.getpid()):
             return
-        time.sleep(0.05)
+        time.sleep(0.05)  # what is not our own child cannot be waited for: look again
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class RealServer:
         self.owner.wait()
         deadline = time.monotonic() + 30
         while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # processes of others: nobody is told when they end
         return left
 
 
