@@ -13,5 +13,6 @@ SYSTEMS: dict[str, str] = {
     "mars-one-threshold": "mars_impl.policy.ONE_THRESHOLD",
     "mars-longest-first": "mars_impl.policy.LONGEST_FIRST",
     "mars-no-opportunity": "mars_impl.policy.NO_OPPORTUNITY",
+    "mars-no-lending": "mars_impl.policy.NO_LENDING",
 }
 """System name -> dotted path of a ``marsbench.system.System``."""

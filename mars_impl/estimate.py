@@ -6,11 +6,20 @@ sessions of this run only.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 
+from marsbench.core import PolicyContext
+
 PRIOR_S_PER_TOKEN = 0.01
 """Expected duration of a session per token of its first prompt, before any session has ended."""
+
+
+def reload_s(tokens: int, context: PolicyContext) -> float:
+    """Seconds to compute a context of so many tokens again."""
+    pairs = tokens * tokens / 2
+    return tokens / context.prefill_tokens_per_s + pairs * context.prefill_s_per_pair
 
 
 class Growth:
@@ -28,7 +37,7 @@ class Growth:
 
 
 class GapModel:
-    """Durations of tool calls: log-normal, all tools together, shrunk towards it per tool.
+    """Durations of tool calls: median of a log-normal, shrunk per tool towards that of all tools.
 
     A tool's own mean counts as much as its samples against ``prior`` pseudo-samples of the
     global one, because names alone predict poorly out of fold.
@@ -36,43 +45,54 @@ class GapModel:
 
     def __init__(self, prior: float) -> None:
         self._prior = prior
-        self._all = _LogMoments(mean=0.0, second=4.0, count=2.0)
-        self._tools: dict[str, _LogMoments] = {}
+        self._all = _Mean(0.0, 2.0)
+        self._tools: dict[str, _Mean] = {}
 
     def observe(self, name: str, seconds: float) -> None:
         """A call of this tool took so long."""
         value = math.log(max(seconds, 1e-3))
         self._all.add(value)
-        own = self._tools.get(name)
-        if own is None:
-            own = self._tools[name] = _LogMoments()
-        own.add(value)
-
-    def _parameters(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of the log duration."""
-        mean, variance = self._all.mean, self._all.variance
-        own = self._tools.get(name)
-        if own is not None:
-            share = own.count / (own.count + self._prior)
-            mean += share * (own.mean - mean)
-            variance += share * (own.variance - variance)
-        return mean, math.sqrt(max(variance, 0.05))
+        self._tools.setdefault(name, _Mean()).add(value)
 
     def expected_s(self, name: str) -> float:
         """Median duration, seconds: robust where the mean is ruled by a rare timeout."""
-        return math.exp(self._parameters(name)[0])
+        mean = self._all.value
+        own = self._tools.get(name)
+        if own is not None:
+            mean += own.count / (own.count + self._prior) * (own.value - mean)
+        return math.exp(mean)
 
-    def remaining_s(self, name: str, elapsed_s: float) -> float:
-        """Expected rest of a call that has run for ``elapsed_s`` (log-normal, capped at 10 min)."""
-        mu, sigma = self._parameters(name)
-        if elapsed_s <= 1e-3:
-            return min(math.exp(mu + sigma * sigma / 2), 600.0)
-        z = (math.log(elapsed_s) - mu) / sigma
-        survive = _tail(z)
-        if survive < 1e-9:
-            return min(elapsed_s, 600.0)
-        partial = math.exp(mu + sigma * sigma / 2) * _tail(z - sigma)
-        return min(max(partial / survive - elapsed_s, 0.0), 600.0)
+
+class Waits:
+    """Times that sessions waited for their tools: the last few hundred turns, as they were.
+
+    Kept as an empirical distribution because tool times are heavy-tailed and often of two kinds
+    (listings and test suites), which no fitted curve tells apart.
+    """
+
+    def __init__(self, size: int = 512) -> None:
+        self._size = size
+        self._recent: deque[float] = deque()
+        self._ordered: list[float] = []
+
+    def observe(self, seconds: float) -> None:
+        """A session was back after so long."""
+        if len(self._recent) == self._size:
+            oldest = self._recent.popleft()
+            del self._ordered[bisect.bisect_left(self._ordered, oldest)]
+        self._recent.append(seconds)
+        bisect.insort(self._ordered, seconds)
+
+    def outlasts(self, elapsed_s: float, span_s: float) -> float:
+        """Probability that a wait of ``elapsed_s`` so far lasts ``span_s`` longer.
+
+        1 when no wait has been seen to last so long: nothing tells that it ends soon.
+        """
+        total = len(self._ordered)
+        longer = total - bisect.bisect_right(self._ordered, elapsed_s)
+        if not longer:
+            return 1.0
+        return (total - bisect.bisect_right(self._ordered, elapsed_s + span_s)) / longer
 
 
 class ClassModel:
@@ -118,6 +138,12 @@ class ClassModel:
             self._remaining[key] = answer
         return answer
 
+    def left_s(self, first_prompt: int, turns: int) -> float:
+        """Expected time to the end, seconds, of a session that has had ``turns`` turns."""
+        whole = self.remaining_turns(first_prompt, 0)
+        share = min(self.remaining_turns(first_prompt, turns) / max(whole, 1.0), 1.0)
+        return share * self.active_s(first_prompt)
+
     def active_s(self, first_prompt: int) -> float:
         """Expected time from admission to end of a session of this class, seconds."""
         own = self._classes.get(self.key(first_prompt))
@@ -139,27 +165,15 @@ class _Finished:
         self.active_s = active_s
 
 
-class _LogMoments:
-    """Running mean and variance (Welford)."""
+class _Mean:
+    """Running mean."""
 
-    __slots__ = ("_second", "count", "mean")
+    __slots__ = ("count", "value")
 
-    def __init__(self, mean: float = 0.0, second: float = 0.0, count: float = 0.0) -> None:
-        self.mean = mean
-        self._second = second
+    def __init__(self, value: float = 0.0, count: float = 0.0) -> None:
+        self.value = value
         self.count = count
 
     def add(self, value: float) -> None:
         self.count += 1
-        delta = value - self.mean
-        self.mean += delta / self.count
-        self._second += delta * (value - self.mean)
-
-    @property
-    def variance(self) -> float:
-        return self._second / self.count if self.count > 1 else 1.0
-
-
-def _tail(z: float) -> float:
-    """P(Z > z) of a standard normal."""
-    return 0.5 * math.erfc(z / math.sqrt(2.0))
+        self.value += (value - self.value) / self.count

@@ -55,9 +55,10 @@ class MarsParams:
         0.88, "share of time", "ours: engine busier than this: no opportunism"
     )
     headroom_turns: float = _param(1, "turns", "ours: growth kept free for a resident session")
-    newcomer_turns: float = _param(10, "turns", "ours: growth kept free to let a session in")
-    loss_high: float = _param(0.02, "recomputed / prompt tokens", "ours: KV pressure on")
-    loss_low: float = _param(0.01, "recomputed / prompt tokens", "ours: KV pressure off")
+    entry_turns: float = _param(5, "turns", "ours: growth kept free to let a session in")
+    lend: float = _param(
+        1.0, "factor", "InferCept's break-even before memory is lent, times this; 0 = never"
+    )
     history: float = _param(64, "sessions", "ours: finished sessions remembered per class")
     starvation_s: float = _param(600.0, "s", "ours: backlog age at which arrival order wins")
 
@@ -77,7 +78,7 @@ class MarsParams:
     gap_samples: float = _param(30, "calls", "ours: pseudo-count of the global gap distribution")
 
     # --- tool slots ---------------------------------------------------------------------------
-    slots_per_core: float = _param(4.0, "calls per core", "ours (preview: one worker per core)")
+    slots_per_core: float = _param(16.0, "calls per core", "ours (preview: one worker per core)")
     short_call_s: float = _param(0.5, "s", "ours: calls expected to be shorter skip the queue")
 
     def with_overrides(self, overrides: Mapping[str, float]) -> MarsParams:

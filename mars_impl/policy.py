@@ -39,8 +39,8 @@ MARS = System(
     build,
     tunable={
         "kv_target": (0.85, 0.95, 1.0),
-        "newcomer_turns": (3.0, 10.0, 20.0),
-        "busy_high": (0.5, 0.88),
+        "entry_turns": (2.0, 5.0, 10.0),
+        "lend": (0.0, 0.5, 1.0),
     },
 )
 NO_CONTROL_PLANE = ablation(
@@ -94,4 +94,9 @@ NO_OPPORTUNITY = ablation(
     "mars-no-opportunity",
     "nobody enters beside the resident sessions, even while the engine is idle",
     {"opportunity": 0},
+)
+NO_LENDING = ablation(
+    "mars-no-lending",
+    "sessions keep their place in memory however long their tools run",
+    {"lend": 0},
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mars_impl.estimate import reload_s
 from mars_impl.params import MarsParams
-from mars_impl.stream import StreamState
 from marsbench.core import PolicyContext
 from marsbench.scheduler.base import EngineView, Retain, RetainedView, TurnView
 
@@ -19,17 +19,9 @@ from marsbench.scheduler.base import EngineView, Retain, RetainedView, TurnView
 class Retention:
     """Which pins to make, and when they stop paying."""
 
-    def __init__(self, params: MarsParams, state: StreamState, context: PolicyContext) -> None:
+    def __init__(self, params: MarsParams, context: PolicyContext) -> None:
         self._params = params
-        self._state = state
         self._context = context
-
-    def prefill_s(self, tokens: int) -> float:
-        """Seconds to compute a context of so many tokens again."""
-        pairs = tokens * tokens / 2
-        return (
-            tokens / self._context.prefill_tokens_per_s + pairs * self._context.prefill_s_per_pair
-        )
 
     def break_even_s(self, context_tokens: int, view: EngineView) -> float:
         """Longest hold that costs others less than computing the context again would.
@@ -39,7 +31,7 @@ class Retention:
         held = (view.num_blocks - view.free_blocks) * view.block_size
         other = max(held - context_tokens, 0)
         ratio = (context_tokens + other) / (2 * max(context_tokens, 1))
-        return self._params.break_even * self.prefill_s(context_tokens) * max(ratio, 1.0)
+        return self._params.break_even * reload_s(context_tokens, self._context) * max(ratio, 1.0)
 
     def decide(
         self, turn: TurnView, tool_names: Sequence[str], view: EngineView, now_s: float

@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 
 from mars_impl.control_plane import ControlPlane
+from mars_impl.lending import Lending
+from mars_impl.packing import Packing
 from mars_impl.params import MarsParams
 from mars_impl.retention import Retention
 from mars_impl.stream import StreamState
@@ -19,6 +21,9 @@ from marsbench.admission.base import SessionView, SystemView, ToolCallView
 from marsbench.core import PolicyContext
 from marsbench.events import Event
 from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
+
+GUEST = 1e9
+"""Added to the rank of a session without a place in memory."""
 
 
 class Mars:
@@ -32,10 +37,18 @@ class Mars:
         params = MarsParams().with_overrides(context.params)
         self.params = params
         self.state = StreamState(
-            ema=params.ema, history=int(params.history), gap_samples=params.gap_samples
+            ema=params.ema,
+            history=int(params.history),
+            gap_samples=params.gap_samples,
+            tool_cores=context.tool_cores,
         )
-        self.control = ControlPlane(params, self.state, block_size=context.block_size)
-        self.keep = Retention(params, self.state, context)
+        self.lending = Lending(params, self.state, context)
+        self.control = ControlPlane(
+            params,
+            self.state,
+            Packing(params, self.state, self.lending, block_size=context.block_size),
+        )
+        self.keep = Retention(params, context)
         self.tick_s: float | None = params.tick_s
         self.max_share = params.pin_share if params.retention else 0.0
         self.review_s = 1.0
@@ -67,9 +80,12 @@ class Mars:
     # --- order -----------------------------------------------------------------------------
 
     def rank(self, session: int) -> float:
-        """Priority of a session: order of admission of its root; smaller first."""
+        """Priority of a session, smaller first: residents before others, then order of admission."""
         info = self.state.sessions.get(session)
-        return info.rank if info is not None else math.inf
+        if info is None:
+            return math.inf
+        guest = self.params.control_plane and not self.control.packing.is_resident(info)
+        return info.rank + (GUEST if guest else 0.0)
 
     def level(self, uncached_tokens: int) -> int:
         """Level of so much prompt left to compute."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from mars_impl.estimate import ClassModel, GapModel, Growth
+from mars_impl.estimate import ClassModel, GapModel, Growth, Waits
+from marsbench.core import PS_PER_S
 from marsbench.events import Event, Kind
 
 BUSY_WINDOW_S = 120.0
-"""Time constant of the engine's busy share."""
-LOSS_DECAY = 0.98
-"""Per finished turn: the loss is an average over some fifty turns."""
+"""Time constant of the busy shares of engine and tool cores."""
 
 
 @dataclass(slots=True)
@@ -39,11 +38,12 @@ class SessionInfo:
     phase: str = "backlog"
     since_s: float = 0.0
     admitted_s: float = math.inf
-    work_tokens: int = 0
+    resident: bool = False
+    """Its working set has a place in memory, as far as the control plane is concerned."""
+    judged_s: float = -math.inf
+    """When lending that place was last considered."""
     calls: dict[int, tuple[str, float]] = field(default_factory=dict)
     """Outstanding tool calls: index -> (name, start; inf while queued)."""
-    children: int = 0
-    """Sub-agents it waits for."""
 
     @property
     def private(self) -> int:
@@ -54,28 +54,29 @@ class SessionInfo:
 class StreamState:
     """Sessions and resources, updated event by event."""
 
-    def __init__(self, *, ema: float, history: int, gap_samples: float) -> None:
+    def __init__(
+        self, *, ema: float, history: int, gap_samples: float, tool_cores: int = 0
+    ) -> None:
         self.sessions: dict[int, SessionInfo] = {}
         """Unfinished sessions."""
         self.growth = Growth()
         self.gaps = GapModel(gap_samples)
+        self.waits = Waits()
         self.classes = ClassModel(history)
         self.now_s = 0.0
         self.tool_wait_s = 0.0
         """Moving average of the time tool calls wait for a slot."""
-        self.stretch = 1.0
-        """Moving average of tool durations over what their names lead to expect."""
         self.busy = 0.0
         """Share of recent time in which the engine had a turn to work on."""
+        self.tool_busy = 0.0
+        """Share of the tool cores' recent time that calls have used; 0 where nobody tells."""
         self._in_engine = 0
-        self.turns = 0
-        """Turns finished, of all sessions."""
-        self._recomputed = 0.0
-        self._prompted = 1.0
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
-        self.arrivals = 0
         self._ema = ema
+        self._tool_cores = tool_cores
+        self._cores_seen = (0.0, 0)
+        """Time and used core time of the last telemetry."""
         self._next_rank = 0.0
         self._queued: dict[tuple[int, int, int], float] = {}
 
@@ -83,12 +84,11 @@ class StreamState:
         """Take one event in."""
         self._pass_time(event.time_s)
         kind = event.kind
-        if kind == Kind.GPU_SUBMIT:
-            self._in_engine += 1
-        elif kind == Kind.GPU_END:
-            self._in_engine -= 1
         if kind == Kind.SESSION_ARRIVE:
             self._arrive(event)
+            return
+        if kind == Kind.CPU_STATS:
+            self._cores(event)
             return
         info = self.sessions.get(event.session)
         if info is None:
@@ -115,10 +115,14 @@ class StreamState:
             self.busy = keep * self.busy + (1.0 - keep) * float(self._in_engine > 0)
             self.now_s = now_s
 
-    @property
-    def loss(self) -> float:
-        """Share of recent prompt tokens that had been in the cache and were computed again."""
-        return self._recomputed / self._prompted
+    def _cores(self, event: Event) -> None:
+        then_s, before_ps = self._cores_seen
+        self._cores_seen = (event.time_s, event.args[2])
+        span_s = event.time_s - then_s
+        if self._tool_cores and span_s > 0:
+            used = (event.args[2] - before_ps) / PS_PER_S / (span_s * self._tool_cores)
+            keep = math.exp(-span_s / BUSY_WINDOW_S)
+            self.tool_busy = keep * self.tool_busy + (1.0 - keep) * min(used, 1.0)
 
     def _arrive(self, event: Event) -> None:
         parent = event.args[1]
@@ -130,24 +134,27 @@ class StreamState:
         if holder is not None:
             info.root = holder.root
             info.rank = holder.rank
-            holder.children += 1
-        else:
-            self.arrivals += 1
         self.sessions[event.session] = info
 
     def _ready(self, info: SessionInfo, event: Event) -> None:
         prompt = event.args[0]
         if event.turn > 0:
             self.growth.observe(prompt - info.last_prompt)
+            if info.phase == "tool":
+                self.waits.observe(event.time_s - info.since_s)
             info.calls.clear()
         info.last_prompt = prompt
         info.context = prompt
-        info.phase = "ready"
+        self._moves(info, "ready", event)
+
+    def _moves(self, info: SessionInfo, phase: str, event: Event) -> None:
+        self._in_engine += (phase == "engine") - (info.phase == "engine")
+        info.phase = phase
         info.since_s = event.time_s
+        info.judged_s = -math.inf
 
     def _submit(self, info: SessionInfo, event: Event) -> None:
-        info.phase = "engine"
-        info.since_s = event.time_s
+        self._moves(info, "engine", event)
         if math.isinf(info.admitted_s):
             info.admitted_s = event.time_s
             if math.isinf(info.rank):
@@ -155,24 +162,14 @@ class StreamState:
                 self._next_rank += 1.0
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
-        output, cached, prefilled, recomputed = event.args[:4]
         info.turns += 1
-        info.context = info.last_prompt + output
-        info.work_tokens += prefilled + output
-        info.phase = "tool"
-        info.since_s = event.time_s
-        self.turns += 1
-        self._recomputed = LOSS_DECAY * self._recomputed + recomputed
-        self._prompted = LOSS_DECAY * self._prompted + cached + prefilled
+        info.context = info.last_prompt + event.args[0]
+        self._moves(info, "tool", event)
 
     def _end(self, info: SessionInfo, event: Event) -> None:
+        self._moves(info, "done", event)
         del self.sessions[info.session]
-        if info.root != info.session:
-            parent = self.sessions.get(info.root)
-            if parent is not None:
-                parent.children = max(parent.children - 1, 0)
-            return
-        if info.turns:
+        if info.root == info.session and info.turns:
             self.classes.observe(
                 info.first_prompt,
                 turns=info.turns,
@@ -191,7 +188,4 @@ class StreamState:
             self.tool_wait_s += self._ema * (waited - self.tool_wait_s)
         elif event.kind == Kind.TOOL_END:
             name, start_s = info.calls.pop(event.call, (event.name, event.time_s))
-            took = event.time_s - start_s
-            ratio = min(took / self.gaps.expected_s(name), 10.0)
-            self.stretch += 0.02 * (ratio - self.stretch)
-            self.gaps.observe(name, took)
+            self.gaps.observe(name, event.time_s - start_s)

@@ -65,6 +65,11 @@ class Story:
     def end_tool(self, session: int, at_s: float, name: str = "bash", call: int = 0) -> Story:
         return self.tell(Kind.TOOL_END, at_s, session, 0, call, name)
 
+    def cores(self, at_s: float, busy_core_s: float) -> Story:
+        """Telemetry: what calls have used of the tool cores since the start."""
+        busy_core_ps = int(busy_core_s * 10**12)
+        return self.tell(Kind.CPU_STATS, at_s, -1, -1, busy_core_ps=busy_core_ps)
+
     def done(self, session: int, at_s: float) -> Story:
         return self.tell(Kind.SESSION_END, at_s, session, -1)
 

@@ -118,7 +118,7 @@ FINE = {"level_1": 200, "level_2": 800, "level_3": 2000,
     "name",
     ["mars-no-control-plane", "mars-no-cpu-signal", "mars-no-kv-signal", "mars-static-window",
      "mars-no-coordinator", "mars-no-retention", "mars-fixed-ttl", "mars-one-threshold",
-     "mars-longest-first", "mars-no-opportunity"],
+     "mars-longest-first", "mars-no-opportunity", "mars-no-lending"],
 )  # fmt: skip
 def test_every_ablation_takes_something_away(name):
     """On a trace with pressure on memory and on one tool core each ablation decides differently."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mars_impl.control_plane import Pressure
 from mars_impl.scheduler import Mars
 
-PLAIN = {"kv_target": 1, "headroom_turns": 1, "newcomer_turns": 1, "starvation_s": 600,
+PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "starvation_s": 600, "lend": 0,
          "tick_s": 1, "window_min": 2, "window_decrease": 0.7, "window_increase": 1,
          "opportunity": 1, "busy_high": 0.9}  # fmt: skip
 """A session needs its private tokens plus one turn of growth, 800 tokens a priori, of 16,000."""
@@ -92,18 +92,6 @@ def test_without_the_cpu_signal_tools_change_nothing(build):
     assert mars.slots(build.system(tool_cores=1), 1.0) is None
 
 
-def test_recomputed_prompts_are_kv_pressure(build):
-    """600 of 1000 prompt tokens had been in the cache: above 2 % on; below 1 % off."""
-    mars, story = mars_of(build, loss_high=0.02, loss_low=0.01)
-    story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0, prefilled_tokens=1000, recomputed_tokens=600)
-    ask(mars, build, [], 1.0)
-    assert mars.control.kv.on
-    for turn in range(1, 400):
-        story.end(0, 1.0 + turn, turn, cached_tokens=1000)
-    ask(mars, build, [], 500.0)
-    assert not mars.control.kv.on
-
-
 # --- residency --------------------------------------------------------------------------------
 
 
@@ -114,6 +102,7 @@ def resident_case(build, sizes, **params):
         story.arrive(session, 0.0, tokens).submit(session, 0.0).start(session, 0.0)
     for session, tokens in enumerate(sizes):
         story.end(session, 1.0).ready(session, 2.0, tokens, turn=1)
+        mars.state.sessions[session].resident = True
     mars.state.growth.mean = 800.0
     return mars, [(n, 0.0, tokens, 1) for n, tokens in reversed(list(enumerate(sizes)))]
 
@@ -147,11 +136,37 @@ def test_suspension_takes_the_youngest_as_the_others_grow(build):
     assert ask(mars, build, pending, 3.0) == [0]
 
 
-def test_while_somebody_is_suspended_nobody_new_enters(build):
-    """A tiny newcomer would fit beside 13,600 tokens, but memory is owed to session 2 first."""
+def test_a_small_newcomer_passes_a_suspended_session_that_does_not_fit(build):
+    """13,600 of 16,000 tokens are taken: session 2 needs 6800, the newcomer 10 + 800."""
     mars, pending = resident_case(build, (6000, 6000, 6000))
     build.story(mars.on_event).arrive(9, 2.0, 10)
-    assert ask(mars, build, [*pending, (9, 2.0, 10, 0)], 2.0) == [0, 1]
+    assert ask(mars, build, [*pending, (9, 2.0, 10, 0)], 2.0) == [0, 1, 9]
+
+
+def test_a_suspended_session_near_its_end_comes_before_a_newcomer(build):
+    """Sessions of the class have 10 turns in 100 s. With 9 done 10 s are left; a newcomer has 100 s
+    before it. Room for one: 6800 of 9200 tokens.
+    """
+    mars, story = mars_of(build, opportunity=0)
+    for _ in range(5):
+        mars.state.classes.observe(6000, turns=10, private=0, active_s=100.0)
+    for session in (0, 1):
+        story.arrive(session, 0.0, 6000).submit(session, 0.0).start(session, 0.0)
+        story.end(session, 1.0).ready(session, 2.0, 6000, turn=1)
+    story.arrive(9, 2.0, 6000)
+    mars.state.sessions[0].resident = True
+    mars.state.sessions[1].turns = 9
+    mars.state.growth.mean = 800.0
+    pending = [(9, 2.0, 6000, 0), (0, 0.0, 6000, 1), (1, 0.0, 6000, 1)]
+    assert ask(mars, build, pending, 2.0) == [0, 1]
+
+
+def test_a_suspended_session_needs_room_to_grow_before_it_is_back(build):
+    """Beside 6800 tokens 3 turns ahead need 6000 + 2400 = 8400 of the 9200 left, 5 turns 10,000."""
+    for entry_turns, entered in ((3, [0, 1]), (5, [0])):
+        mars, pending = resident_case(build, (6000, 6000), entry_turns=entry_turns)
+        mars.state.sessions[1].resident = False
+        assert ask(mars, build, pending, 2.0) == entered
 
 
 def test_shared_prefixes_count_once(build):
@@ -161,6 +176,7 @@ def test_shared_prefixes_count_once(build):
         story.arrive(session, 0.0, 6000).submit(session, 0.0)
         story.start(session, 0.0, cached=4000).end(session, 1.0)
         story.ready(session, 2.0, 6000, turn=1)
+        mars.state.sessions[session].resident = True
     mars.state.growth.mean = 800.0
     pending = [(n, 0.0, 6000, 1) for n in range(3)]
     assert ask(mars, build, pending, 2.0) == [0, 1, 2]
@@ -179,8 +195,98 @@ def test_sub_agents_are_resident_with_their_root(build):
     """
     mars, story = mars_of(build, opportunity=0)
     story.arrive(0, 0.0, 9000).submit(0, 0.0).end(0, 1.0)
+    mars.state.sessions[0].resident = True
     story.arrive(1, 1.0, 9000, parent=0)
     assert ask(mars, build, [(1, 1.0, 9000, 0)], 1.0) == [1]
+
+
+def test_a_sub_agent_brings_its_suspended_root_back(build):
+    """Root 4000 and child 3000 tokens need 4800 + 3800: they enter beside 6800, not beside 9800."""
+    for other, entered in ((6000, [1]), (9000, [])):
+        mars, story = mars_of(build, opportunity=0)
+        story.arrive(5, 0.0, other).submit(5, 0.0).start(5, 0.0)
+        story.arrive(0, 0.0, 4000).submit(0, 0.0).end(0, 1.0)
+        mars.state.sessions[5].resident = True
+        story.arrive(1, 1.0, 3000, parent=0)
+        mars.state.growth.mean = 800.0
+        assert ask(mars, build, [(1, 1.0, 3000, 0)], 1.0) == entered
+        assert mars.state.sessions[0].resident == bool(entered)
+
+
+# --- lending ----------------------------------------------------------------------------------
+
+
+def lending_case(build, waited_s, **params):
+    """Session 0 (9000 tokens) is with its tools since 0 s; session 1 (9000) is suspended."""
+    mars, story = mars_of(build, opportunity=0, **{"lend": 1, **params})
+    for session in (0, 1):
+        story.arrive(session, 0.0, 9000).submit(session, 0.0).start(session, 0.0)
+        story.end(session, 0.0)
+    story.ready(1, 0.0, 9000, turn=1)
+    mars.state.sessions[0].resident = True
+    mars.state.busy = mars.state.tool_busy = 0.0
+    mars.state.growth.mean = 800.0
+    for seconds in waited_s:
+        mars.state.waits.observe(seconds)
+    return mars, story, [(1, 0.0, 9000, 1)]
+
+
+def test_memory_is_lent_when_the_wait_is_likely_to_outlast_the_break_even(build):
+    """Reload of 9000 tokens: 9 s at 1000/s; break-even 9 * 16,000 / 18,000 -> 9 s. Of ten waits
+    nine lasted 1 s and one 600 s: at the start one in ten outlasts 9 s, after 2 s the only one does.
+    """
+    mars, _, pending = lending_case(build, [1.0] * 9 + [600.0])
+    assert ask(mars, build, pending, 0.6) == []
+    assert ask(mars, build, pending, 2.0) == [1]
+
+
+def test_a_wait_that_ends_soon_is_not_lent(build):
+    """All waits last 8 s: after 4 s there are 4 s to go, less than 9 s."""
+    mars, _, pending = lending_case(build, [8.0] * 10)
+    assert ask(mars, build, pending, 4.0) == []
+
+
+@pytest.mark.parametrize("resource", ["busy", "tool_busy"])
+def test_nothing_is_lent_while_engine_or_tool_cores_are_saturated(build, resource):
+    """At 99 % busy another session adds work and no throughput."""
+    mars, _, pending = lending_case(build, [1.0] * 9 + [600.0])
+    setattr(mars.state, resource, 0.99)
+    assert ask(mars, build, pending, 2.0) == []
+
+
+def test_the_lender_waits_until_there_is_room_again(build):
+    """Session 1 has session 0's place when 0 is back: 18,000 tokens do not fit in 16,000. It goes on
+    when 1 has ended.
+    """
+    mars, story, pending = lending_case(build, [1.0] * 9 + [600.0])
+    assert ask(mars, build, pending, 2.0) == [1]
+    story.submit(1, 2.0, turn=1).ready(0, 3.0, 9000, turn=1)
+    mars.state.growth.mean = 800.0
+    back = [(0, 0.0, 9000, 1)]
+    assert ask(mars, build, back, 3.0, num_running=1) == []
+    story.end(1, 4.0, turn=1).done(1, 4.0)
+    assert ask(mars, build, back, 4.0) == [0]
+
+
+def test_turns_without_a_place_count_until_they_end(build):
+    """A suspended session of 9000 tokens is still in the engine: 6800 more do not fit beside it and
+    800 + 1000 do.
+    """
+    for tokens, entered in ((6400, []), (1000, [9])):
+        mars, story = mars_of(build, opportunity=0)
+        story.arrive(0, 0.0, 9000).submit(0, 0.0).start(0, 0.0)
+        story.arrive(1, 0.0, 10).submit(1, 0.0)
+        mars.state.sessions[1].resident = True
+        story.arrive(9, 1.0, tokens)
+        assert ask(mars, build, [(9, 1.0, tokens, 0)], 1.0, num_running=2) == entered
+
+
+def test_a_parent_of_running_sub_agents_keeps_its_place(build):
+    """The root waits for its child as for a tool; without its place the child would have none."""
+    mars, story, pending = lending_case(build, [1.0] * 9 + [600.0])
+    story.arrive(5, 0.0, 100, parent=0).submit(5, 0.0)
+    assert ask(mars, build, pending, 2.0) == []
+    assert mars.state.sessions[0].resident
 
 
 # --- newcomers --------------------------------------------------------------------------------
@@ -188,14 +294,14 @@ def test_sub_agents_are_resident_with_their_root(build):
 
 def test_newcomers_are_packed_by_projected_growth(build):
     """With 10 turns of 800 tokens ahead, 1000 tokens need 9000: the first fits, two do not."""
-    mars, story = mars_of(build, newcomer_turns=10, opportunity=0)
+    mars, story = mars_of(build, entry_turns=10, opportunity=0)
     story.arrive(0, 0.0, 1000).arrive(1, 0.0, 1000)
     assert ask(mars, build, [(0, 0.0, 1000, 0), (1, 0.0, 1000, 0)], 0.0) == [0]
 
 
 def test_growth_ends_with_the_session(build):
     """The class is known to have 3 turns: 10 turns ahead count as 3, 1000 + 3*800 = 3400."""
-    mars, story = mars_of(build, newcomer_turns=10, opportunity=0)
+    mars, story = mars_of(build, entry_turns=10, opportunity=0)
     for _ in range(5):
         mars.state.classes.observe(1000, turns=3, private=0, active_s=10.0)
     for session in range(6):
@@ -219,15 +325,16 @@ def test_nobody_starves_behind_shorter_sessions(build):
     """After 600 s (and three times its own expected time) a session goes by arrival, and until it
     fits nobody passes it.
     """
-    mars, story = mars_of(build, opportunity=0, newcomer_turns=0)
+    mars, story = mars_of(build, opportunity=0, entry_turns=0)
     for _ in range(5):
         mars.state.classes.observe(9000, turns=3, private=0, active_s=100.0)
         mars.state.classes.observe(100, turns=3, private=0, active_s=1.0)
     story.arrive(0, 0.0, 12_000).submit(0, 0.0)
     story.arrive(1, 0.0, 9000).arrive(2, 1.0, 100)
+    mars.state.sessions[0].resident = True
     pending = [(2, 590.0, 100, 0), (1, 0.0, 9000, 0)]
-    assert ask(mars, build, pending, 599.0) == [2]
     assert ask(mars, build, pending, 601.0) == []
+    assert ask(mars, build, pending, 599.0) == [2]
 
 
 def test_before_any_session_has_ended_the_starvation_bound_is_in_seconds(build):
@@ -240,11 +347,11 @@ def test_before_any_session_has_ended_the_starvation_bound_is_in_seconds(build):
 
 def test_longest_first_under_tool_pressure_turns_the_order_around(build):
     """The preview's flip, as an ablation; without tool pressure the order stays."""
-    mars, story = mars_of(build, opportunity=0, kv_signal=0, longest_first=1)
-    story.arrive(0, 0.0, 100).arrive(1, 0.0, 5000)
     pending = [(0, 0.0, 100, 0), (1, 0.0, 5000, 0)]
-    assert ask(mars, build, pending, 1.0, tool_cores=1) == [0, 1]
-    assert ask(mars, build, pending, 2.0, tool_cores=1, tools_running=9) == [1, 0]
+    for running, order in ((0, [0, 1]), (9, [1, 0])):
+        mars, story = mars_of(build, opportunity=0, kv_signal=0, longest_first=1)
+        story.arrive(0, 0.0, 100).arrive(1, 0.0, 5000)
+        assert ask(mars, build, pending, 1.0, tool_cores=1, tools_running=running) == order
 
 
 def test_a_static_window_replaces_the_adaptive_one(build):
@@ -284,6 +391,7 @@ def opportunity_case(build, **params):
         story.end(session, 0.0)
         if session:
             story.ready(session, 0.0, tokens + 4000, turn=1)
+    mars.state.sessions[0].resident = True
     mars.state.growth.mean = 800.0
     return mars, story, [(2, 0.0, 8000, 1), (1, 0.0, 13_000, 1)]
 
@@ -365,7 +473,7 @@ def test_short_calls_then_the_best_rank_then_the_oldest(build):
 @pytest.mark.parametrize("tool_cores", [0, 8])
 def test_without_pressure_nobody_waits(build, tool_cores):
     """Ten small sessions on a calm system enter at once, and so does each of their turns."""
-    mars, story = mars_of(build, newcomer_turns=1)
+    mars, story = mars_of(build, entry_turns=1)
     for session in range(10):
         story.arrive(session, 0.0, 100)
     fresh = [(n, 0.0, 100, 0) for n in range(10)]

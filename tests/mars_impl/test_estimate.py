@@ -7,9 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import integrate, stats
 
-from mars_impl.estimate import ClassModel, GapModel, Growth
+from mars_impl.estimate import ClassModel, GapModel, Growth, Waits, reload_s
 
 
 def test_growth_weighs_each_new_turn_against_the_past():
@@ -54,55 +53,52 @@ def test_a_tool_with_many_samples_is_judged_by_its_own():
     assert gaps.expected_s("ls") == pytest.approx(0.1, rel=0.1)
 
 
-def test_variance_of_gaps_is_the_samples():
-    """Logs 0 and 2 of one tool after the two prior pseudo-samples: own variance 1, weight 2/2 with
-    no prior, so sigma = 1 and the mean gap is e^(1 + 1/2).
-    """
-    gaps = GapModel(prior=0)
-    gaps.observe("t", 1.0)
-    gaps.observe("t", math.e**2)
-    assert gaps.remaining_s("t", 0.0) == pytest.approx(math.exp(1.5))
-
-
-def conditional_rest_s(mu: float, sigma: float, elapsed_s: float) -> float:
-    """E[X - t | X > t] of a log-normal, by numerical integration of its survival function."""
-    law = stats.lognorm(s=sigma, scale=math.exp(mu))
-    area, _ = integrate.quad(lambda u: law.sf(math.exp(u)) * math.exp(u), math.log(elapsed_s), 30)
-    return area / law.sf(elapsed_s)
-
-
-@pytest.mark.parametrize("elapsed_s", [0.01, 0.5, 2.0, 30.0])
-def test_remaining_time_is_the_conditional_expectation(elapsed_s):
-    """E[X - t | X > t] = e^(mu + s^2/2) Q(z - s)/Q(z) - t, as the integral of the tail gives it."""
-    gaps = GapModel(prior=0)
-    for seconds in (1.0, math.e**2):
-        gaps.observe("t", seconds)
-    expected = conditional_rest_s(1.0, 1.0, elapsed_s)
-    assert gaps.remaining_s("t", elapsed_s) == pytest.approx(expected, rel=1e-6)
-
-
-def test_remaining_time_is_bounded():
-    """Beyond what the model can say (survival below 1e-9) a call lasts as long again, 600 s at most."""
-    gaps = GapModel(prior=0)
-    for _ in range(50):
-        gaps.observe("t", 1.0)
-    assert gaps.remaining_s("t", 100.0) == 100.0
-    assert gaps.remaining_s("t", 1e5) == 600.0
-    assert GapModel(prior=30).remaining_s("t", 500.0) <= 600.0
-
-
-@given(
-    durations=st.lists(st.floats(0.0, 1e4), max_size=20),
-    elapsed_s=st.floats(0.0, 1e5),
-    prior=st.floats(0.0, 100.0),
-)
-def test_gap_estimates_are_finite_whatever_is_observed(durations, elapsed_s, prior):
-    """Zero durations, timeouts and any elapsed time give a number between 0 and 600 s."""
+@given(durations=st.lists(st.floats(0.0, 1e4), max_size=20), prior=st.floats(0.0, 100.0))
+def test_gap_estimates_are_finite_whatever_is_observed(durations, prior):
+    """Zero durations and timeouts give a positive number."""
     gaps = GapModel(prior)
     for seconds in durations:
         gaps.observe("t", seconds)
-    assert 0.0 <= gaps.remaining_s("t", elapsed_s) <= 600.0
     assert 0.0 < gaps.expected_s("t") < math.inf
+
+
+def test_waits_are_judged_by_those_that_lasted_as_long():
+    """Of waits 1, 2, 3, 10 s: after 1 s three are left, of which one outlasts 5 s more; after 3 s
+    the only one left does; beyond all of them nothing tells of an end.
+    """
+    waits = Waits()
+    assert waits.outlasts(0.0, 1.0) == 1.0
+    for seconds in (3.0, 1.0, 10.0, 2.0):
+        waits.observe(seconds)
+    assert waits.outlasts(1.0, 5.0) == pytest.approx(1 / 3)
+    assert waits.outlasts(3.0, 5.0) == 1.0
+    assert waits.outlasts(3.0, 7.0) == 0.0
+    assert waits.outlasts(10.0, 1.0) == 1.0
+
+
+@given(st.lists(st.floats(0.0, 1e3), min_size=1, max_size=30), st.floats(0, 1e3), st.floats(0, 1e3))
+def test_only_recent_waits_count(seconds, elapsed_s, span_s):
+    """With room for eight the answer is that of a new model which has seen the last eight."""
+    waits, fresh = Waits(size=8), Waits()
+    for value in seconds:
+        waits.observe(value)
+    for value in seconds[-8:]:
+        fresh.observe(value)
+    assert waits.outlasts(elapsed_s, span_s) == fresh.outlasts(elapsed_s, span_s)
+
+
+def test_reloading_is_linear_plus_the_pairs(build):
+    """2000 tokens at 1000/s and 1 us per pair: 2 s + 2e6 pairs * 1e-6 = 4 s."""
+    assert reload_s(2000, build.context(prefill_s_per_pair=1e-6)) == pytest.approx(4.0)
+
+
+def test_time_left_is_the_share_of_turns_left():
+    """A class of 10 turns in 100 s: after 4 turns 60 s are left."""
+    classes = ClassModel(64)
+    for _ in range(5):
+        classes.observe(1000, turns=10, private=0, active_s=100.0)
+    assert classes.left_s(1000, 0) == pytest.approx(100.0)
+    assert classes.left_s(1000, 4) == pytest.approx(60.0)
 
 
 def test_classes_are_half_octaves_of_the_first_prompt():

@@ -29,6 +29,7 @@ CHANGES = {
     "mars-one-threshold": {"quanta"},
     "mars-longest-first": {"longest_first"},
     "mars-no-opportunity": {"opportunity"},
+    "mars-no-lending": {"lend"},
 }
 
 

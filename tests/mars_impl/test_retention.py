@@ -20,12 +20,6 @@ def kept(mars, build, *, is_last=False):
     return mars.on_turn_end(build.turn(), ["bash"], is_last, build.engine(), 5.0)
 
 
-def test_prefill_time_is_linear_plus_the_pairs(build):
-    """2000 tokens at 1000/s and 1 us per pair: 2 s + 2e6 pairs * 1e-6 = 4 s."""
-    mars = Mars(build.context(prefill_s_per_pair=1e-6))
-    assert mars.keep.prefill_s(2000) == pytest.approx(4.0)
-
-
 def test_break_even_is_infercepts(build):
     """T(C)(C + C_other)/(2C): C = 2000, others hold 6000 -> 2 s * 8000/4000 = 4 s."""
     mars, _ = mars_of(build, break_even=1)
@@ -97,6 +91,8 @@ def test_pins_yield_only_to_a_higher_rank(build):
     """
     mars, story = mars_of(build)
     story.arrive(0, 0.0).submit(0, 0.0).arrive(1, 1.0).submit(1, 1.0)
+    for info in mars.state.sessions.values():
+        info.resident = True
     view = build.engine()
     pins = {n: build.pin(session=n) for n in (0, 1, 9)}
     turns = {n: build.turn(session=n) for n in (0, 1, 9)}
@@ -112,3 +108,19 @@ def test_the_lowest_rank_is_reclaimed_first_and_of_one_root_the_longest(build):
     pins = [build.pin(session=n, num_blocks=b) for n, b in ((0, 900), (1, 10), (2, 40))]
     ordered = sorted(pins, key=lambda p: mars.reclaim_key(p, build.engine(), 0.0), reverse=True)
     assert [pin.session for pin in ordered] == [2, 1, 0]
+
+
+def test_pins_of_sessions_without_a_place_go_first(build):
+    """Session 0 has lost its place, 1 and 2 are resident: 0, 2, 1 is the order, and 0's pin yields
+    to a resident of any rank.
+    """
+    mars, story = mars_of(build)
+    for session in range(3):
+        story.arrive(session, 0.0).submit(session, 0.0).end(session, 1.0)
+        mars.state.sessions[session].resident = session != 0
+    pins = [build.pin(session=n, num_blocks=10) for n in range(3)]
+    view = build.engine()
+    ordered = sorted(pins, key=lambda p: mars.reclaim_key(p, view, 2.0), reverse=True)
+    assert [pin.session for pin in ordered] == [0, 2, 1]
+    turn = build.turn(session=2)
+    assert [mars.yields_to(pin, turn, view, 2.0) for pin in pins] == [True, False, False]
