@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
+from functools import lru_cache
 
 from marsbench.core import PolicyContext
 
@@ -108,8 +109,11 @@ class ClassModel:
         self._classes: dict[int, deque[_Finished]] = {}
         self._remaining: dict[tuple[int, int], float] = {}
         """Answers of ``remaining_turns`` since the last session ended."""
+        self._active: dict[int, float] = {}
+        """Answers of ``active_s`` since then."""
 
     @staticmethod
+    @lru_cache(maxsize=4096)
     def key(first_prompt: int) -> int:
         """Class of a session."""
         return round(2 * math.log2(max(first_prompt, 1)))
@@ -118,6 +122,7 @@ class ClassModel:
         """A session has ended."""
         done = _Finished(turns, private, active_s)
         self._remaining.clear()
+        self._active.clear()
         self._all.append(done)
         key = self.key(first_prompt)
         if key not in self._classes:
@@ -146,14 +151,16 @@ class ClassModel:
 
     def active_s(self, first_prompt: int) -> float:
         """Expected time from admission to end of a session of this class, seconds."""
-        own = self._classes.get(self.key(first_prompt))
-        everyone = self._all
-        if not everyone:
+        if not self._all:
             return PRIOR_S_PER_TOKEN * first_prompt
-        overall = sum(m.active_s for m in everyone) / len(everyone)
-        if not own:
-            return overall
-        return (sum(m.active_s for m in own) + 5 * overall) / (len(own) + 5)
+        key = self.key(first_prompt)
+        answer = self._active.get(key)
+        if answer is None:
+            own = self._classes.get(key, ())
+            overall = sum(m.active_s for m in self._all) / len(self._all)
+            answer = (sum(m.active_s for m in own) + 5 * overall) / (len(own) + 5)
+            self._active[key] = answer
+        return answer
 
 
 class _Finished:
