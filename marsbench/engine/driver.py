@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from marsbench.admission.base import Oversubscribe
-from marsbench.core import PS_PER_S, Session, plan_turns, to_ps
+from marsbench.core import Session, plan_turns, to_ps, to_s
 from marsbench.engine.agenda import ARRIVE, FOREVER, RESUME, Agenda
 from marsbench.engine.base import CoreListener, CoreStats, EngineCore
 from marsbench.engine.gate import Gate
@@ -325,7 +325,7 @@ class Driver(Recorder):
     def _dispatch(self, at_ps: int) -> None:
         """Start queued calls while there are slots."""
         policy = self._policies.tools
-        now_s = at_ps / PS_PER_S
+        now_s = to_s(at_ps)
         while self.tool_queue:
             slots = policy.slots(self._view, now_s)
             if slots is not None and self.tools.running >= max(slots, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from marsbench.admission.base import AdmissionPolicy, SystemView, Unlimited
-from marsbench.core import PS_PER_S, to_ps
+from marsbench.core import to_ps, to_s
 from marsbench.engine.sessions import SessionState
 from marsbench.errors import PolicyError
 
@@ -43,7 +43,7 @@ class Gate:
     def ask(self, view: SystemView, at_ps: int) -> None:
         """Let in whom the policy chooses."""
         pending = self.pending
-        chosen = self._policy.admit(list(pending), view, at_ps / PS_PER_S)
+        chosen = self._policy.admit(list(pending), view, to_s(at_ps))
         for session in chosen:
             state = self._states[session.session]
             if state not in pending:
@@ -67,5 +67,5 @@ class Gate:
         """The error of a policy that lets nobody in for ever."""
         return PolicyError(
             f"admission held {len(self.pending)} turns back while nothing was active "
-            f"at {at_ps / PS_PER_S:.3f} s; it must admit at least one then"
+            f"at {to_s(at_ps):.3f} s; it must admit at least one then"
         )

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from marsbench.admission.base import FirstReplica, Oversubscribe, Unlimited
-from marsbench.core import PS_PER_S
+from marsbench.core import to_s
 from marsbench.engine.base import Request
 from marsbench.engine.sessions import CallState
 from marsbench.events import FIELDS, Event, Kind
@@ -110,7 +110,7 @@ class Recorder:
         self._write(pack_row(at_ps, kind, session, turn, call, a, b, c, d, e, f))
         if self._listeners:
             args = (a, b, c, d, e, f)[: len(FIELDS[kind])]
-            self._tell(Event(at_ps / PS_PER_S, kind, session, turn, call, args))
+            self._tell(Event(to_s(at_ps), kind, session, turn, call, args))
 
     def _emit_tool(self, at_ps: int, kind: Kind, call: CallState, error: int, cpu_ps: int) -> None:
         state = call.state
@@ -123,7 +123,7 @@ class Recorder:
             payload = (name, tool_class, error, cpu_ps)
             self._tell(
                 Event(
-                    at_ps / PS_PER_S,
+                    to_s(at_ps),
                     kind,
                     session,
                     turn,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from marsbench.core import PS_PER_S, Session, TurnPlan, plan_turns
+from marsbench.core import Session, TurnPlan, plan_turns, to_s
 from marsbench.engine.base import Request
 from marsbench.tools.base import ToolDemand
 
@@ -84,7 +84,7 @@ class SessionState:
     @property
     def arrival_s(self) -> float:
         """Arrival, seconds."""
-        return self.arrival_ps / PS_PER_S
+        return to_s(self.arrival_ps)
 
     @property
     def prompt_tokens(self) -> int:
@@ -94,7 +94,7 @@ class SessionState:
     @property
     def phase_since_s(self) -> float:
         """When the current phase began, seconds."""
-        return self.phase_since_ps / PS_PER_S
+        return to_s(self.phase_since_ps)
 
     @property
     def is_child(self) -> bool:
@@ -147,7 +147,7 @@ class CallState:
     @property
     def queued_s(self) -> float:
         """When it was enqueued, seconds."""
-        return self.queued_ps / PS_PER_S
+        return to_s(self.queued_ps)
 
 
 class Roll:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from marsbench import compiled
 from marsbench.cli.doctor import examine
+from marsbench.core import PS_PER_S, to_s
 from marsbench.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +98,49 @@ def test_the_hash_covers_what_the_compiler_sees():
                 imported |= {a.name for a in node.names if a.name.startswith("marsbench")}
     assert imported <= known
     assert set(compiled.INTERFACES) <= imported
+
+
+def is_picoseconds(node):
+    """An operand that is named as one: ``PS_PER_S``, ``now_ps``, ``turn.ready_ps``, ``to_ps(x)``."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    name = getattr(node, "attr", getattr(node, "id", ""))
+    return name == "PS_PER_S" or name.endswith("_ps")
+
+
+def picosecond_divisions(source):
+    """Lines on which a true division has picoseconds on either side."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            sides = [*ast.walk(node.left), *ast.walk(node.right)]
+        elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Div):
+            sides = [node.target, *ast.walk(node.value)]
+        else:
+            continue
+        if any(is_picoseconds(side) for side in sides):
+            found.append(node.lineno)
+    return sorted(found)
+
+
+def test_a_quotient_of_doubles_is_not_the_quotient():
+    """From 2^53 ps on, as the compiler divides, seconds come out one rounding off; not ``to_s``."""
+    # 2^53 + 3 is odd, so a double holds 2^53 + 4 instead. Of the 500 clocks, some differ.
+    clocks = range(2**53 + 3, 2**53 + 1_003, 2)
+    assert any(float(ps) / float(PS_PER_S) != to_s(ps) for ps in clocks)
+    assert all(to_s(ps) == float(Fraction(ps, PS_PER_S)) for ps in clocks)
+    assert all(float(ps) / float(PS_PER_S) == to_s(ps) for ps in range(2**53 - 1_000, 2**53 + 1))
+
+
+def test_compiled_modules_leave_picoseconds_to_python():
+    """No compiled module divides picoseconds itself, and what they call to do it is not compiled."""
+    assert picosecond_divisions("now_s = self.now_ps / PS_PER_S\nleft_s /= PS_PER_S") == [1, 2]
+    found = {}
+    for name in compiled.MODULES:
+        text = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        found[name] = picosecond_divisions(text)
+    assert not any(found.values()), f"use marsbench.core.to_s: {found}"
+    assert to_s.__module__ not in compiled.MODULES
 
 
 def test_only_the_environment_turns_it_on(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from typing import TYPE_CHECKING
 
-from marsbench.core import PS_PER_S, to_ps
+from marsbench.core import to_ps, to_s
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.sim.turn import FOREVER, SimTurn
 from marsbench.errors import PolicyError
@@ -28,7 +28,7 @@ class Order:
         self.dirty = True
         """Something happened since the policy's keys were last asked."""
         self.resort_ps = FOREVER
-        if self.policy is not None and self.policy.resort_s < FOREVER / PS_PER_S:
+        if self.policy is not None and self.policy.resort_s < to_s(FOREVER):
             self.resort_ps = to_ps(self.policy.resort_s)
         self.sorted_at_ps = -1
         self._view = view
@@ -55,7 +55,7 @@ class Order:
 
     def sort(self, waiting: list[SimTurn], running: list[SimTurn], now_ps: int) -> None:
         """Ask the policy for the order of both queues."""
-        policy, view, now_s = self.policy, self._view, now_ps / PS_PER_S
+        policy, view, now_s = self.policy, self._view, to_s(now_ps)
         assert policy is not None
         if len(waiting) > 1:
             waiting.sort(key=lambda t: (policy.waiting_key(t, view, now_s), t.sequence))
@@ -69,7 +69,7 @@ class Order:
         assert self.policy is not None
         if have >= max(turn.prompt_tokens, turn.prompt_tokens + turn.generated - 1):
             return count
-        quantum = self.policy.prefill_quantum(turn, self._view, now_ps / PS_PER_S)
+        quantum = self.policy.prefill_quantum(turn, self._view, to_s(now_ps))
         self._quanta[turn.sequence] = quantum
         if quantum is None:
             return count
@@ -83,13 +83,13 @@ class Order:
         for turn, count in chunks:
             if turn.sequence in self._quanta:
                 quantum = self._quanta[turn.sequence]
-                self.policy.on_scheduled(turn, count, quantum, now_ps / PS_PER_S)
+                self.policy.on_scheduled(turn, count, quantum, to_s(now_ps))
         self._quanta.clear()
 
     def victim(self, running: list[SimTurn], now_ps: int) -> SimTurn:
         """The running turn to preempt."""
         if self.policy is not None:
-            policy, view, now_s = self.policy, self._view, now_ps / PS_PER_S
+            policy, view, now_s = self.policy, self._view, to_s(now_ps)
             best = running[0]
             best_key = policy.victim_key(best, view, now_s)
             for turn in running[1:]:

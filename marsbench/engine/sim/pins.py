@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from marsbench.core import PS_PER_S, to_ps
+from marsbench.core import to_ps, to_s
 from marsbench.engine.base import CoreListener
 from marsbench.engine.sim.kv import Holding, KvCache
 from marsbench.engine.sim.turn import FOREVER, Pin, SimTurn
@@ -40,7 +40,7 @@ class Pins:
         self._listener = listener
         self._enabled = type(policy) is not NoRetention
         self._limit = int(policy.max_share * num_blocks)
-        finite = self._enabled and policy.review_s < FOREVER / PS_PER_S
+        finite = self._enabled and policy.review_s < to_s(FOREVER)
         self._review_ps = to_ps(policy.review_s) if finite else FOREVER
         self._reviewed_at_ps = -1
         self._spares = self._enabled and policy.spares_returned()
@@ -77,7 +77,7 @@ class Pins:
             return False
         request = turn.request
         answer = self._policy.on_turn_end(
-            turn, request.tool_names, request.is_last, self._view, now_ps / PS_PER_S
+            turn, request.tool_names, request.is_last, self._view, to_s(now_ps)
         )
         full = turn.computed // self._kv.block_size if self._kv.enable_caching else 0
         if answer is None or request.is_last or full == 0 or self.blocks + full > self._limit:
@@ -125,7 +125,7 @@ class Pins:
         if self._pins and (self.dirty or now_ps >= self._reviewed_at_ps + self._review_ps):
             self._reviewed_at_ps = now_ps
             self.dirty = False
-            given_up = self._policy.review(list(self._pins.values()), self._view, now_ps / PS_PER_S)
+            given_up = self._policy.review(list(self._pins.values()), self._view, to_s(now_ps))
             for pin in given_up:
                 if pin.session not in self._pins:
                     raise PolicyError(f"review gave up session {pin.session}, which has no pin")
@@ -141,7 +141,7 @@ class Pins:
         """
         best: Pin | None = None
         best_key: tuple[float, ...] = ()
-        now_s = now_ps / PS_PER_S
+        now_s = to_s(now_ps)
         for pin in self._pins.values():
             if waiting is not None and (
                 pin.session == waiting.session

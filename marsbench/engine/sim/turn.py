@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from marsbench.core import PS_PER_S
+from marsbench.core import to_s
 from marsbench.engine.base import Request
 from marsbench.engine.sim.kv import Holding
 
@@ -101,18 +101,18 @@ class SimTurn:
     @property
     def session_arrival_s(self) -> float:
         """Arrival of the session, seconds."""
-        return self.request.session_arrival_ps / PS_PER_S
+        return to_s(self.request.session_arrival_ps)
 
     @property
     def ready_s(self) -> float:
         """Submission to the engine, seconds."""
-        return self.request.ready_ps / PS_PER_S
+        return to_s(self.request.ready_ps)
 
     @property
     def last_scheduled_s(self) -> float:
         """Start of the last step that ran it, seconds; ``ready_s`` before the first."""
         last = self.clock.last_start_ps if self.decoding else self.last_scheduled_ps
-        return last / PS_PER_S
+        return to_s(last)
 
 
 class Pin:
@@ -144,9 +144,9 @@ class Pin:
     @property
     def since_s(self) -> float:
         """When the turn ended, seconds."""
-        return self.since_ps / PS_PER_S
+        return to_s(self.since_ps)
 
     @property
     def until_s(self) -> float:
         """When the pin expires, seconds."""
-        return self.until_ps / PS_PER_S
+        return to_s(self.until_ps)
