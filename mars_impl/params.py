@@ -67,9 +67,9 @@ class MarsParams:
     level_2: float = _param(8_192, "uncached tokens", "preview")
     level_3: float = _param(32_768, "uncached tokens", "preview")
     quantum_0: float = _param(8_192, "tokens per step", "ours (preview: 2048)")
-    quantum_1: float = _param(4_096, "tokens per step", "ours (preview: 1024)")
-    quantum_2: float = _param(2_048, "tokens per step", "ours (preview: 512)")
-    quantum_3: float = _param(2_048, "tokens per step", "ours (preview: 256)")
+    quantum_1: float = _param(8_192, "tokens per step", "ours (preview: 1024)")
+    quantum_2: float = _param(4_096, "tokens per step", "ours (preview: 512)")
+    quantum_3: float = _param(4_096, "tokens per step", "ours (preview: 256)")
     ageing_s: float = _param(30.0, "s per level", "preview")
 
     # --- retention ----------------------------------------------------------------------------
