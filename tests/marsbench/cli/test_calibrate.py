@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from pathlib import Path
 
 import pytest
+from threaded_server import in_a_thread
 
 pytest.importorskip("aiohttp")
 
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 from marsbench.cli import app
 from marsbench.engine.cost import StepCost
-from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.live.fake_server import Behaviour, FakeServer
 from marsbench.engine.profile import load_profile
 from marsbench.errors import ConfigError
 
@@ -28,21 +27,10 @@ COST = StepCost.from_coefficients(
 @pytest.fixture
 def url():
     """A fake server with a known cost and 200 blocks of 16."""
-    started, found = threading.Event(), {}
-
-    async def serve():
-        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        server = FakeServer(Behaviour(cost=COST, num_blocks=200, max_num_batched_tokens=512))
-        async with serving(server) as found["url"]:
-            started.set()
-            await found["stop"].wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert started.wait(10)
-    yield found["url"]
-    found["loop"].call_soon_threadsafe(found["stop"].set)
-    thread.join()
+    with in_a_thread(
+        FakeServer(Behaviour(cost=COST, num_blocks=200, max_num_batched_tokens=512))
+    ) as address:
+        yield address
 
 
 def calibrate(*more: str):

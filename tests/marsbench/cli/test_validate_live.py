@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from pathlib import Path
 
 import pytest
+from threaded_server import in_a_thread
 
 pytest.importorskip("aiohttp")
 
 from typer.testing import CliRunner
 
 from marsbench.cli import app
-from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.live.fake_server import Behaviour, FakeServer
 from marsbench.engine.profile import load_profile
 from marsbench.errors import ConfigError
 
@@ -22,22 +21,9 @@ from marsbench.errors import ConfigError
 @pytest.fixture
 def url():
     """A fake server with the cost of the tiny profile."""
-    started, found = threading.Event(), {}
     cost = load_profile("tiny-cpu").step_cost()
-
-    async def serve():
-        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        server = FakeServer(Behaviour(cost=cost, num_blocks=512, block_size=128))
-        async with serving(server) as found["url"]:
-            started.set()
-            await found["stop"].wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert started.wait(10)
-    yield found["url"]
-    found["loop"].call_soon_threadsafe(found["stop"].set)
-    thread.join()
+    with in_a_thread(FakeServer(Behaviour(cost=cost, num_blocks=512, block_size=128))) as address:
+        yield address
 
 
 @pytest.fixture

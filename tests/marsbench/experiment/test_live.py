@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 import threading
 
 import pytest
+from threaded_server import in_a_thread
 
 pytest.importorskip("aiohttp")
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from marsbench.cli import app
 from marsbench.config import load_config
-from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.live.fake_server import Behaviour, FakeServer
 from marsbench.errors import ConfigError
 from marsbench.experiment.lab import Lab
 from marsbench.experiment.memo import Memo
@@ -39,21 +39,10 @@ SESSION = {
 @pytest.fixture
 def url():
     """The address of a fake server."""
-    started, found = threading.Event(), {}
-
-    async def serve():
-        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        server = FakeServer(Behaviour(ttft_s=0.01, itl_s=0.001, num_blocks=512, block_size=128))
-        async with serving(server) as found["url"]:
-            started.set()
-            await found["stop"].wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert started.wait(10)
-    yield found["url"]
-    found["loop"].call_soon_threadsafe(found["stop"].set)
-    thread.join()
+    with in_a_thread(
+        FakeServer(Behaviour(ttft_s=0.01, itl_s=0.001, num_blocks=512, block_size=128))
+    ) as address:
+        yield address
 
 
 @pytest.fixture
