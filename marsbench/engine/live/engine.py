@@ -207,7 +207,8 @@ class LiveEngine:
         model = options.model
         if not model:
             folder = Path(self._temporary.name, "model")
-            model = str(write_tiny_model(folder, max_model_len=config.max_model_len))
+            write_tiny_model(folder, max_model_len=config.max_model_len, layers=options.layers)
+            model = str(folder)
         command = vllm_command(
             python=Path(options.python),
             model=model,
@@ -215,6 +216,7 @@ class LiveEngine:
             cpu=options.on_cpu(),
             random_weights=options.random_weights or not options.model,
             scheduler_cls=scheduler_cls or None,
+            stream_interval=options.stream_interval,
             extra=extra,
         )
         return command if inside is None else inside.importable(command)

@@ -49,12 +49,14 @@ def vllm_command(
     cpu: bool = False,
     random_weights: bool = False,
     scheduler_cls: str | None = None,
+    stream_interval: int = 1,
     extra: Sequence[str] = (),
 ) -> ServerCommand:
     """The command of vLLM's API server with the flags of ``engine``, run by the interpreter ``python``.
 
     ``python -m`` because CPU builds of vLLM are distributed under another name, which breaks the
     ``vllm`` console script. ``scheduler_cls`` is a dotted path that ``python`` can import.
+    ``stream_interval`` is how many tokens a message carries after the first.
     """
     port = free_port() if port is None else port
     flags = [
@@ -73,6 +75,8 @@ def vllm_command(
     ]
     if engine.long_prefill_token_threshold:
         flags += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
+    if stream_interval != 1:
+        flags += ["--stream-interval", str(stream_interval)]
     if random_weights:
         flags += ["--load-format", "dummy"]
     if cpu:

@@ -35,11 +35,21 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_tiny_model(folder: Path, *, max_model_len: int = 32_768) -> Path:
-    """Write model and tokenizer files into ``folder`` (made if missing); returns the folder."""
+def write_tiny_model(
+    folder: Path, *, max_model_len: int = 32_768, layers: int = CONFIG["num_hidden_layers"]
+) -> Path:
+    """Write model and tokenizer files into ``folder`` (made if missing); returns the folder.
+
+    Each layer adds to a step what it takes to call its kernels, so that with ``layers`` of them
+    the steps of a CPU server last as long as those of a large model on a GPU.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, Any]] = {
-        "config.json": {**CONFIG, "max_position_embeddings": max_model_len},
+        "config.json": {
+            **CONFIG,
+            "num_hidden_layers": layers,
+            "max_position_embeddings": max_model_len,
+        },
         "generation_config.json": {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID},
         "tokenizer.json": _tokenizer(),
         "tokenizer_config.json": {

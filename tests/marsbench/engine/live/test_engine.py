@@ -200,6 +200,10 @@ def test_options_and_flags_are_told_apart():
         split_options({"url": "localhost:8000"})
     with pytest.raises(ConfigError, match="use auto, cpu or gpu"):
         split_options({"device": "tpu"})
+    with pytest.raises(ConfigError, match=r"engine.params.layers: 0; use 1 or more"):
+        split_options({"layers": 0})
+    with pytest.raises(ConfigError, match=r"engine.params.stream_interval: 0; use 1 or more"):
+        split_options({"stream_interval": 0})
     with pytest.raises(ConfigError, match="drop url"):
         split_options({"url": "http://h:1", "scheduler_cls": "a.B"})
 

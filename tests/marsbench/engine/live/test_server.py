@@ -169,6 +169,7 @@ def test_vllm_command_says_what_the_config_says():
         engine=config,
         port=1234,
         scheduler_cls="pkg.Sched",
+        stream_interval=16,
         extra=("--tensor-parallel-size", "2"),
     )
     words = " ".join(chosen.argv)
@@ -180,9 +181,12 @@ def test_vllm_command_says_what_the_config_says():
         "--scheduling-policy priority",
         "--port 1234",
         "--scheduler-cls pkg.Sched",
+        "--stream-interval 16",
         "--tensor-parallel-size 2",
         "--enable-prompt-tokens-details",
     ):
         assert flag in words
     assert "dummy" not in words
     assert chosen.url == "http://127.0.0.1:1234"
+    plain = vllm_command(python=Path("py"), model="m", engine=config)
+    assert "--stream-interval" not in plain.argv, "a message for each token is vLLM's own default"

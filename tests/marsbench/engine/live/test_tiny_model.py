@@ -8,6 +8,7 @@ import pytest
 
 from marsbench.engine.live.prompts import DEFAULT_HIGH, DEFAULT_LOW
 from marsbench.engine.live.tiny_model import EOS_ID, VOCAB_SIZE, write_tiny_model
+from marsbench.engine.profile import load_profile
 
 
 def test_every_id_has_one_token(tmp_path):
@@ -21,6 +22,20 @@ def test_every_id_has_one_token(tmp_path):
     assert DEFAULT_LOW > 255
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert (config["vocab_size"], config["max_position_embeddings"]) == (VOCAB_SIZE, 4096)
+
+
+@pytest.mark.parametrize("name", ["tiny-cpu", "small-cpu"])
+def test_its_shape_is_the_profiles(tmp_path, name):
+    """A profile of the made-up model says how many layers to start it with, and the rest is equal."""
+    model = load_profile(name).model
+    write_tiny_model(tmp_path, layers=model.layers)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == model.layers
+    assert config["hidden_size"] == model.hidden_size
+    assert config["num_attention_heads"] == model.q_heads
+    assert config["num_key_value_heads"] == model.kv_heads
+    assert config["head_dim"] == model.head_size
+    assert config["vocab_size"] == model.vocab_size
 
 
 @pytest.mark.vllm
