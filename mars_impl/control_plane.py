@@ -56,7 +56,7 @@ class ControlPlane:
             info.root == info.session and not math.isinf(info.rank) for info in sessions.values()
         )
         self._adapt(view, now_s, tops)
-        memory = packing.suspend(view, now_s)
+        memory = packing.suspend(view.num_blocks, now_s)
         others = [c for c in pending if not packing.is_resident(sessions[c.session])]
         chosen = sorted(
             (c for c in pending if packing.is_resident(sessions[c.session])),

@@ -54,7 +54,7 @@ class Packing:
 
     # --- who stays ---------------------------------------------------------------------------
 
-    def suspend(self, view: SystemView, now_s: float) -> Memory:
+    def suspend(self, num_blocks: int, now_s: float) -> Memory:
         """Walk the residents by rank and suspend those whose working set no longer fits.
 
         The highest rank always stays. Whoever lends its memory loses its place at once, others at
@@ -62,7 +62,7 @@ class Packing:
         """
         sessions = self._state.sessions
         memory = Memory(
-            self._params.kv_target * view.num_blocks * self._block_size,
+            self._params.kv_target * num_blocks * self._block_size,
             float(self._state.shared_resident),
         )
         parents = {info.root for info in sessions.values() if info.root != info.session}

@@ -19,7 +19,7 @@ from mars_impl.retention import Retention
 from mars_impl.stream import StreamState
 from marsbench.admission.base import SessionView, SystemView, ToolCallView
 from marsbench.core import PolicyContext
-from marsbench.events import Event
+from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
 
 GUEST = 1e9
@@ -52,14 +52,23 @@ class Mars:
         self.tick_s: float | None = params.tick_s
         self.max_share = params.pin_share if params.retention else 0.0
         self.review_s = 1.0
+        self._admits = False
+        """Asked for admission: False for a Mars inside a server, joined to another at the gate."""
         self._levels = (params.level_1, params.level_2, params.level_3)
         self._quanta = tuple(
             int(q) for q in (params.quantum_0, params.quantum_1, params.quantum_2, params.quantum_3)
         )
 
     def on_event(self, event: Event) -> None:
-        """Every role lives off the same stream."""
+        """Every role lives off the same stream.
+
+        Inside a server the gate is elsewhere: whom it lets in has a place.
+        """
         self.state.on_event(event)
+        if not self._admits and event.kind == Kind.GPU_SUBMIT:
+            info = self.state.sessions.get(event.session)
+            if info is not None:
+                self.state.sessions.get(info.root, info).resident = True
 
     # --- control plane ---------------------------------------------------------------------
 
@@ -67,6 +76,7 @@ class Mars:
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
         """See ControlPlane.admit."""
+        self._admits = True
         return self.control.admit(pending, view, now_s)
 
     def slots(self, view: SystemView, now_s: float) -> int | None:
@@ -160,7 +170,9 @@ class Mars:
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
     ) -> Sequence[RetainedView]:
-        """See Retention.review."""
+        """See Retention.review. Inside a server, first find out who has lost its place."""
+        if not self._admits and self.params.control_plane:
+            self.control.packing.suspend(view.num_blocks, now_s)
         return self.keep.review(retained, view, now_s)
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:

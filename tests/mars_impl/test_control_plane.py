@@ -19,6 +19,7 @@ PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "starvation_s": 
 
 def mars_of(build, **params):
     mars = Mars(build.context(params={**PLAIN, **params}))
+    mars.admit([], build.system(), -1.0)  # it is the gate: nobody is in who did not ask
     return mars, build.story(mars.on_event)
 
 

@@ -150,3 +150,29 @@ def test_waiting_longer_never_worsens_a_place_in_the_queue(build, prompt, cached
     turn = build.turn(prompt_tokens=prompt)
     assert mars.waiting_key(turn, view, waited_s) <= mars.waiting_key(turn, view, waited_s / 2)
     assert mars.waiting_key(turn, view, 90.0)[0] == 0.0
+
+
+def test_inside_a_server_places_follow_from_what_the_gate_let_in(build):
+    """Nobody asks this Mars for admission: submitted sessions have places, and as they outgrow the
+    cache (2 * 9800 of 16,000 tokens) the younger loses its place and its pin goes first.
+    """
+    mars = Mars(build.context(params={"lend": 0}))
+    story = build.story(mars.on_event)
+    for session in (0, 1):
+        story.arrive(session, 0.0, 4000).submit(session, 0.0).start(session, 0.0)
+    pins = [build.pin(session=n, num_blocks=10) for n in (0, 1)]
+    mars.review(pins, build.engine(), 1.0)
+    assert mars.rank(0) < mars.rank(1) < 1e6
+    for session in (0, 1):
+        story.end(session, 1.0).ready(session, 2.0, 9000, turn=1)
+    mars.state.growth.mean = 800.0
+    mars.review(pins, build.engine(), 2.0)
+    assert mars.rank(0) < 1e6 < mars.rank(1)
+
+
+def test_with_the_gate_here_a_submission_gives_no_place(build):
+    """A turn let in beside the residents stays a guest, lowest in rank."""
+    mars = Mars(build.context())
+    mars.admit([], build.system(), 0.0)
+    build.story(mars.on_event).arrive(0, 0.0).submit(0, 0.0)
+    assert mars.rank(0) > 1e6
