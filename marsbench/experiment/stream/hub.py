@@ -115,7 +115,7 @@ class Hub:
         if self.subscribers < wait_for:
             self._note(f"waiting for observers ({wait_for} in all): marsbench watch {self.address}")
         while self.subscribers < wait_for:
-            time.sleep(POLL_MS / 1000)
+            time.sleep(POLL_MS / 1000)  # short, so that Ctrl-C works while nobody has come yet
         self._send(RunBegin(run_id, num_cells, cells))
 
     def end(self, *, cells_over: int, complete: bool) -> None:
@@ -126,7 +126,7 @@ class Hub:
                 raise stalled(self._patience_s)
             if not self._blocked and still_s > QUIET_S:
                 break
-            time.sleep(POLL_MS / 1000)
+            time.sleep(POLL_MS / 1000)  # the end may be silence: no message tells that one died
         self._send(RunEnd(self._run_id, complete))
         self._ended = True
 
