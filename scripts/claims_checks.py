@@ -1,0 +1,230 @@
+"""The claims, one by one: what is asked for, what was measured, and which cells decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from claims_cells import SCARCE, Pairs, best_other, geomean
+
+HEAVY = 0.8
+"""Load from which systems are under pressure."""
+TIE = 0.0005
+"""Ratios are compared to three decimals."""
+PAPER = {
+    "mean_s_ratio": ("mean latency", 1.44, 5.94),
+    "p90_s_ratio": ("P90 latency", 1.29, 3.37),
+    "p95_s_ratio": ("P95 latency", 1.29, 3.37),
+    "goodput_ratio": ("goodput (within 3x ideal)", 2.0, 7.56),
+}
+"""What MARS's paper reports over each of its baselines: lowest and highest factor."""
+PARTS = {
+    "mars-no-coordinator": ("priority coordinator", 2.0, 5.0),
+    "mars-no-control-plane": ("control plane", 1.5, 3.0),
+    "mars-no-retention": ("adaptive retention", 1.5, 2.0),
+}
+"""What the paper's ablations report for each part."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim."""
+
+    claim: str
+    target: str
+    measured: str
+    verdict: str
+    """"pass", "fail" or "in part"."""
+    cells: int
+    decided_by: str
+    """The cell that is worst for the claim (best, where one cell is enough)."""
+
+
+def place(row: pd.Series) -> str:
+    """A cell in a few words."""
+    profile = str(row["profile"]).split("/")
+    gpu, model = profile[0].split("-")[0], profile[-1].split("-")[0]
+    return f"{row['workload']} {gpu}/{model} {row['tool_cores']}c {row['load']:g}"
+
+
+def at(row: pd.Series, column: str = "mean_s_ratio", *, system: bool = True) -> str:
+    """A cell and its number."""
+    who = f" ({row['system']})" if system else ""
+    return f"{place(row)}: {row[column]:.3f}{who}"
+
+
+def told(pairs: Pairs, part: pd.DataFrame) -> str:
+    """Geometric mean of the ratio of mean latencies, with its interval over seeds."""
+    found = pairs.interval(part)
+    interval = f" [{found[0]:.2f}, {found[1]:.2f}]" if found else ""
+    return f"{geomean(part['mean_s_ratio']):.2f}x{interval}"
+
+
+def verdict(holds: bool) -> str:
+    """In a word."""
+    return "pass" if holds else "fail"
+
+
+def checks(pairs: Pairs) -> list[Check]:
+    """Every claim that these runs can decide."""
+    return [
+        *stock(pairs),
+        *static(pairs),
+        *others(pairs),
+        *oracle(pairs),
+        *scarce(pairs),
+        *paper(pairs),
+        *ablations(pairs),
+    ]
+
+
+def stock(pairs: Pairs) -> Iterator[Check]:
+    """Against the best stock vLLM."""
+    part = pairs.rows[(pairs.rows["system"] == "vllm-tuned") & pairs.rows["load"].between(0.5, 1.2)]
+    if not len(part):
+        return
+    top = part.loc[part["mean_s_ratio"].idxmax()]
+    low = part.loc[part["mean_s_ratio"].idxmin()]
+    yield Check(
+        "mean latency below vllm-tuned, loads 0.5-1.2, geometric mean", ">= 5.94x",
+        told(pairs, part), verdict(geomean(part["mean_s_ratio"]) >= 5.94), len(part),
+        f"lowest {at(low, system=False)}",
+    )  # fmt: skip
+    yield Check(
+        "mean latency below vllm-tuned at some load", ">= 10x", f"{top['mean_s_ratio']:.2f}x",
+        verdict(top["mean_s_ratio"] >= 10), len(part), f"highest {at(top, system=False)}",
+    )  # fmt: skip
+
+
+def static(pairs: Pairs) -> Iterator[Check]:
+    """Against the best fixed window of each cell, known with hindsight."""
+    part = pairs.rows[(pairs.rows["system"] == "static-best") & (pairs.rows["load"] >= 0.7)]
+    if not len(part):
+        return
+    ratio = part["mean_s_ratio"]
+    better, worse = (ratio > 1 + TIE).sum(), (ratio < 1 - TIE).sum()
+    yield Check(
+        "better than the best static window chosen with hindsight, load >= 0.7", "every cell",
+        f"better in {better}, equal in {len(part) - better - worse}, worse in {worse}; "
+        f"{told(pairs, part)}",
+        verdict(better == len(part)) if worse else "pass" if better == len(part) else "in part",
+        len(part), f"worst {at(part.loc[ratio.idxmin()], system=False)}",
+    )  # fmt: skip
+
+
+def others(pairs: Pairs) -> Iterator[Check]:
+    """Against the best other online system of each cell."""
+    best = best_other(pairs.rows)
+    ratio = best["mean_s_ratio"]
+    if not len(best):
+        return
+    worst = f"worst {at(best.loc[ratio.idxmin()])}"
+    first = (ratio >= 1 - TIE).mean()
+    yield Check(
+        "best mean latency of all online systems (ties count)", ">= 90 % of cells",
+        f"{first:.0%}; alone in {(ratio > 1 + TIE).mean():.0%}", verdict(first >= 0.9), len(best),
+        worst,
+    )  # fmt: skip
+    yield Check(
+        "never more than 2 % worse than the best other", "every cell",
+        f"{(ratio >= 0.98).sum()} of {len(best)}", verdict(ratio.min() >= 0.98), len(best), worst,
+    )  # fmt: skip
+    heavy = best[best["load"] >= HEAVY]
+    if len(heavy):
+        low = heavy.loc[heavy["mean_s_ratio"].idxmin()]
+        yield Check(
+            f"mean latency below the best other, load >= {HEAVY}, geometric mean", ">= 1.25x",
+            told(pairs, heavy), verdict(geomean(heavy["mean_s_ratio"]) >= 1.25), len(heavy),
+            f"worst {at(low)}",
+        )  # fmt: skip
+    yield from tails(best, pairs.rows[pairs.rows["online"]])
+
+
+def tails(best: pd.DataFrame, online: pd.DataFrame) -> Iterator[Check]:
+    """P99 and throughput."""
+    lowest = online.loc[online.groupby(["workload", "profile", "tool_cores", "sessions", "load"])
+                        ["p99_s_ratio"].idxmin()]  # fmt: skip
+    for words, part in (("the best other's", best), ("the lowest of any online system", lowest)):
+        ratio = part["p99_s_ratio"]
+        holds = ratio >= 1 - TIE
+        yield Check(
+            f"P99 no worse than {words}", "every cell",
+            f"{holds.mean():.0%} of cells; {geomean(ratio):.2f}x", verdict(bool(holds.all())),
+            len(part), f"worst {at(part.loc[ratio.idxmin()], 'p99_s_ratio')}",
+        )  # fmt: skip
+    low = online.loc[online["throughput_share"].idxmin()]
+    yield Check(
+        "throughput of the best online system's", ">= 97 %", f"{low['throughput_share']:.1%}",
+        verdict(low["throughput_share"] >= 0.97), len(best),
+        f"lowest {at(low, 'throughput_share')}",
+    )  # fmt: skip
+
+
+def oracle(pairs: Pairs) -> Iterator[Check]:
+    """How far from a system that knows the future."""
+    everywhere = pairs.rows[pairs.rows["system"] == "oracle"]
+    part = everywhere[everywhere["load"] <= 0.9]
+    if not len(part):
+        return
+    gap = 1 / part["mean_s_ratio"]
+    row = part.loc[gap.idxmax()]
+    yield Check(
+        "mean latency within 20 % of the oracle, load <= 0.9", "every cell",
+        f"{(gap <= 1.2).sum()} of {len(part)}; mean latency {geomean(gap):.2f} of the oracle's",
+        verdict(gap.max() <= 1.2), len(part), f"worst {place(row)}: {gap.max():.2f}",
+    )  # fmt: skip
+
+
+def scarce(pairs: Pairs) -> Iterator[Check]:
+    """Where tools wait for cores."""
+    rows = pairs.rows[pairs.rows["demand"] >= SCARCE]
+    best = best_other(rows)
+    if not len(best):
+        return
+    low, oracles = best.loc[best["mean_s_ratio"].idxmin()], rows[rows["system"] == "oracle"]
+    bound = ""
+    if len(oracles):
+        both = best.merge(oracles, on=["workload", "profile", "tool_cores", "sessions", "load"])
+        bound = f" (the oracle {geomean(both['mean_s_ratio_x'] / both['mean_s_ratio_y']):.2f}x)"
+    share = f"{best['demand'].min():.2f}-{best['demand'].max():.2f}"
+    yield Check(
+        f"mean latency below the best system blind to the CPU, tools needing {share} of their cores "
+        "at load 1.0", ">= 1.5x", f"{told(pairs, best)}{bound}",
+        verdict(geomean(best["mean_s_ratio"]) >= 1.5), len(best), f"worst {at(low)}",
+    )  # fmt: skip
+
+
+def paper(pairs: Pairs) -> Iterator[Check]:
+    """The paper's factors, over every baseline in every cell."""
+    rows = pairs.rows[pairs.rows["online"]]
+    for column, (words, low, high) in PAPER.items():
+        part = rows[rows[column].notna()]
+        if not len(part):
+            continue
+        reached = part[column] >= low
+        systems = part.groupby("system")[column].max() >= low
+        top = part.loc[part[column].replace(np.inf, np.nan).idxmax()]
+        state = "pass" if reached.all() else "in part" if reached.any() else "fail"
+        yield Check(
+            f"paper: {words} over each baseline", f"{low}-{high}x",
+            f"geometric mean {geomean(part[column]):.2f}x; >= {low}x in {reached.mean():.0%} of "
+            f"cells x systems, somewhere for {systems.sum()} of {len(systems)} systems",
+            state, len(part), f"highest {at(top, column)}",
+        )  # fmt: skip
+
+
+def ablations(pairs: Pairs) -> Iterator[Check]:
+    """What the parts give."""
+    for system, (words, low, high) in PARTS.items():
+        part = pairs.rows[pairs.rows["system"] == system]
+        if not len(part):
+            continue
+        found = geomean(part["mean_s_ratio"])
+        top = part.loc[part["mean_s_ratio"].idxmax()]
+        state = "pass" if found >= low else "in part" if top["mean_s_ratio"] >= low else "fail"
+        yield Check(
+            f"paper: what the {words} gives", f"{low}-{high}x", told(pairs, part), state, len(part),
+            f"highest {at(top, system=False)}",
+        )  # fmt: skip
