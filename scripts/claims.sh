@@ -22,16 +22,27 @@ cores() { # tool cores in plenty
   case $1 in terminal-bench | long-tail-gap) echo 48 ;; *) echo 16 ;; esac
 }
 
+sessions() { # the H200 holds three to four times as many sessions: 100 are over before it is full
+  case $1 in h200*) echo 200 ;; *) echo 100 ;; esac
+}
+
+each_gpu() { # NAME FILES: a run for each workload and GPU, with the models of claims.yaml
+  for w in $WORKLOADS; do
+    for gpu in h100 h200; do
+      echo "$1-$w-$gpu $2 -w $w --tool-cores $(cores "$w") --sessions $(sessions $gpu)" \
+        "--profile $gpu-nvl/qwen3-coder-30b-a3b --profile $gpu-nvl/gpt-oss-120b"
+    done
+  done
+}
+
 runs() { # NAME ARGUMENTS of every run of a set
   case $1 in
-  generated)
-    for w in $WORKLOADS; do echo "generated-$w $X/claims.yaml -w $w --tool-cores $(cores "$w")"; done ;;
-  static | tuned)
-    for w in $WORKLOADS; do echo "$1-$w $X/claims.yaml $X/claims-$1.yaml -w $w --tool-cores $(cores "$w")"; done ;;
+  generated) each_gpu generated "$X/claims.yaml" ;;
+  static | tuned) each_gpu "$1" "$X/claims.yaml $X/claims-$1.yaml" ;;
   scarce)
     local files="$X/claims.yaml $X/claims-scarce.yaml"
     while read -r w p c; do
-      echo "scarce-$w-${p%%-*} $files -w $w --profile $p --tool-cores $c"
+      echo "scarce-$w-${p%%-*} $files -w $w --profile $p --tool-cores $c --sessions $(sessions "$p")"
     done <<END
 swe-bench $H100 2
 swe-bench $H200 7
