@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from mars_impl.control_plane import Pressure
-from marsbench.admission.base import SessionView, SystemView, ToolCallView
+from marsbench.admission.base import Niceness, SessionView, SystemView, ToolCallView
 from marsbench.core import PolicyContext
 from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineView, Key, TurnView
@@ -380,6 +380,10 @@ class PreviewController:
     def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
         """First come, first served."""
         return 0
+
+    def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
+        """The release knows none."""
+        return Niceness()
 
 
 def build(context: PolicyContext) -> Policies:
