@@ -30,7 +30,7 @@ class Lease:
     lease_id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     started_ps: int = -1
     until_ps: int = 0
-    niceness: Niceness = Niceness()
+    niceness: Niceness = field(default_factory=Niceness)
     """What the harness should run the call at."""
 
     @property

@@ -149,7 +149,7 @@ class Modelled:
         """Begin the next CPU phase: at niceness 0 while that lasts, then at the call's own."""
         demand = call.demand
         work_ps, nice = call.rest_ps, demand.nice
-        if nice and work_ps == demand.cpu_ps and 0 < demand.nice_after_ps:
+        if nice and work_ps == demand.cpu_ps and demand.nice_after_ps > 0:
             work_ps, nice = min(work_ps, demand.nice_after_ps), 0
         call.rest_ps -= work_ps
         width, weight = demand.cores_milli, WEIGHTS[nice]
