@@ -18,7 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from baselines.foresight import foresee, memory_profiles, prefill_s
-from marsbench.admission.base import SessionView, SystemView
+from marsbench.admission.base import (
+    MAX_NICE,
+    Niceness,
+    Oversubscribe,
+    SessionView,
+    SystemView,
+    ToolCallView,
+)
 from marsbench.core import PolicyContext, Session
 from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineOrder, EngineView, Key, Retain, RetainedView, TurnView
@@ -37,7 +44,7 @@ class _Progress:
     since_s: float = 0.0
 
 
-class Oracle(EngineOrder):
+class Oracle(EngineOrder, Oversubscribe):
     """Scheduling, retention and admission policy with the future in hand. Quanta are the engine's: the
     order already serves short work first.
     """
@@ -53,6 +60,8 @@ class Oracle(EngineOrder):
         self._context = context
         self._budget_blocks = params.get("memory_share", 0.97) * context.num_blocks
         self._drop_gap_s = params.get("drop_gap_s", 30.0)
+        self._nice_step = params.get("nice_step", 5.0)
+        self._nice_after_s = params.get("nice_after_s", 8.0)
         self._plan_s = params.get("plan_s", 5.0)
         self.tick_s: float | None = self._plan_s
         self._futures = foresee(
@@ -173,6 +182,19 @@ class Oracle(EngineOrder):
         """A session that is back and queued keeps its KV."""
         return True
 
+    # -- tools -------------------------------------------------------------------------------
+
+    def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
+        """Long calls stand back for sessions in their tools that end sooner."""
+        own_s = self.remaining_s(self._futures[call.session].root, now_s)
+        sooner = sum(
+            other.phase == "tool"
+            and not other.is_child
+            and self.remaining_s(other.session, now_s) < own_s
+            for other in view.active
+        )
+        return Niceness(min(int(sooner * self._nice_step), MAX_NICE), self._nice_after_s)
+
     # -- admission ---------------------------------------------------------------------------
 
     def admit(
@@ -227,7 +249,7 @@ class Oracle(EngineOrder):
 
 def build(context: PolicyContext, sessions: Sequence[Session]) -> Policies:
     oracle = Oracle(context, sessions)
-    return Policies(scheduling=oracle, retention=oracle, admission=oracle)
+    return Policies(scheduling=oracle, retention=oracle, admission=oracle, tools=oracle)
 
 
 ORACLE = System(

@@ -14,5 +14,6 @@ SYSTEMS: dict[str, str] = {
     "mars-longest-first": "mars_impl.policy.LONGEST_FIRST",
     "mars-no-opportunity": "mars_impl.policy.NO_OPPORTUNITY",
     "mars-no-lending": "mars_impl.policy.NO_LENDING",
+    "mars-no-tool-priority": "mars_impl.policy.NO_TOOL_PRIORITY",
 }
 """System name -> dotted path of a ``marsbench.system.System``."""

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from mars_impl.packing import Packing
 from mars_impl.params import MarsParams
 from mars_impl.stream import StreamState
-from marsbench.admission.base import SessionView, SystemView, ToolCallView
+from marsbench.admission.base import (
+    MAX_NICE,
+    Niceness,
+    SessionView,
+    SystemView,
+    ToolCallView,
+)
 
 
 class Pressure:
@@ -116,3 +122,25 @@ class ControlPlane:
             if key < best_key:
                 best, best_key = index, key
         return best
+
+    def niceness(self, call: ToolCallView, view: SystemView) -> Niceness:
+        """Long calls stand back for sessions in their tools that are expected to end sooner.
+
+        Short calls never do: first CPU seconds are shared equally, so that a listing is not held
+        up by a test suite of whichever session.
+        """
+        info = self.state.sessions.get(call.session)
+        p = self.params
+        if not p.cpu_signal or not p.nice_step or not view.tool_cores or info is None:
+            return Niceness()
+        sessions, left_s = self.state.sessions, self.state.classes.left_s
+        root = sessions.get(info.root, info)
+        own_s = left_s(root.first_prompt, root.turns)
+        sooner = sum(
+            other.phase == "tool"
+            and other.root == other.session
+            and left_s(other.first_prompt, other.turns) < own_s
+            for other in sessions.values()
+        )
+        nice = min(int(sooner * p.nice_step), MAX_NICE)
+        return Niceness(nice, p.nice_after_s)

@@ -79,6 +79,10 @@ class MarsParams:
 
     # --- tool slots ---------------------------------------------------------------------------
     slots_per_core: float = _param(16.0, "calls per core", "ours (preview: one worker per core)")
+    nice_step: float = _param(
+        5, "levels", "ours: niceness per waiting session that is expected to end sooner; 0 = never"
+    )
+    nice_after_s: float = _param(8.0, "core-s", "ours: a call's CPU time at niceness 0")
     short_call_s: float = _param(0.5, "s", "ours: calls expected to be shorter skip the queue")
 
     def with_overrides(self, overrides: Mapping[str, float]) -> MarsParams:

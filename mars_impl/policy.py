@@ -50,7 +50,7 @@ NO_CONTROL_PLANE = ablation(
 )
 NO_CPU_SIGNAL = ablation(
     "mars-no-cpu-signal",
-    "tool pressure neither shrinks the window nor limits running calls",
+    "tool pressure neither shrinks the window nor limits or weighs running calls",
     {"cpu_signal": 0},
 )
 NO_KV_SIGNAL = ablation(
@@ -94,6 +94,11 @@ NO_OPPORTUNITY = ablation(
     "mars-no-opportunity",
     "nobody enters beside the resident sessions, even while the engine is idle",
     {"opportunity": 0},
+)
+NO_TOOL_PRIORITY = ablation(
+    "mars-no-tool-priority",
+    "long tool calls of all sessions share the cores equally",
+    {"nice_step": 0},
 )
 NO_LENDING = ablation(
     "mars-no-lending",

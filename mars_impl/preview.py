@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from mars_impl.control_plane import Pressure
-from marsbench.admission.base import SessionView, SystemView, ToolCallView
+from marsbench.admission.base import Oversubscribe, SessionView, SystemView
 from marsbench.core import PolicyContext
 from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineView, Key, TurnView
@@ -193,7 +193,7 @@ class PreviewQueue:
         return True
 
 
-class PreviewController:
+class PreviewController(Oversubscribe):
     """Admission and tool slots: the preview's controller in front of the engine."""
 
     gates_continuations = False
@@ -376,10 +376,6 @@ class PreviewController:
     def slots(self, view: SystemView, now_s: float) -> int | None:
         """One worker per tool core."""
         return view.tool_cores or None
-
-    def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
-        """First come, first served."""
-        return 0
 
 
 def build(context: PolicyContext) -> Policies:

@@ -17,7 +17,7 @@ from mars_impl.packing import Packing
 from mars_impl.params import MarsParams
 from mars_impl.retention import Retention
 from mars_impl.stream import StreamState
-from marsbench.admission.base import SessionView, SystemView, ToolCallView
+from marsbench.admission.base import Niceness, SessionView, SystemView, ToolCallView
 from marsbench.core import PolicyContext
 from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
@@ -86,6 +86,10 @@ class Mars:
     def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
         """See ControlPlane.next_call."""
         return self.control.next_call(queue, now_s)
+
+    def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
+        """See ControlPlane.niceness."""
+        return self.control.niceness(call, view)
 
     # --- order -----------------------------------------------------------------------------
 

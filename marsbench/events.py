@@ -79,7 +79,7 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     Kind.KV_PIN: ("blocks", "until_ps"),
     Kind.KV_UNPIN: ("blocks", "reason", "held_ps"),
     Kind.TOOL_ENQUEUED: ("name", "tool_class"),
-    Kind.TOOL_START: ("name", "tool_class"),
+    Kind.TOOL_START: ("name", "tool_class", "nice", "nice_after_ps"),
     Kind.TOOL_END: ("name", "tool_class", "error", "cpu_ps"),
     Kind.KV_STATS: (
         "free_blocks",

@@ -5,7 +5,7 @@
     python scripts/sensitivity_mars.py table    # the parameter table of mars_impl/README.md
 
 Every numeric parameter takes half and twice its default (or the values in ``VALUES``) while the
-others keep theirs; sessions and arrivals are the same in all runs of a workload and load.
+others keep theirs; sessions and arrivals are the same in all runs of a workload, load and seed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import gmean
 
 from mars_impl.params import describe
 from marsbench.config import load_config
@@ -37,9 +38,12 @@ FIGURE = CSV.with_suffix(".png")
 README = ROOT / "mars_impl" / "README.md"
 BEGIN, END = "<!-- params:begin -->\n", "<!-- params:end -->\n"
 PROFILE = "h100-nvl/qwen3-coder-30b-a3b"
-WORKLOADS = ("swe-bench", "hybrid")
-LOADS = (0.7, 0.9, 1.1)
+PANELS = {("swe-bench", 16): "swe-bench", ("hybrid", 16): "hybrid",
+          ("swe-bench", 2): "swe-bench, 2 tool cores"}  # fmt: skip
+"""(workload, tool cores) -> title."""
+LOADS = (0.8, 1.1)
 NUM_SESSIONS = 80
+NUM_SEEDS = 3
 
 OFF = {"static_window", "fixed_ttl_s"}
 """0 means off: these replace a mechanism and are no matter of degree."""
@@ -89,11 +93,12 @@ def variants() -> Iterator[tuple[str, float]]:
 
 
 def sweep() -> pd.DataFrame:
-    """Mean session latency of every variant, by workload and load."""
+    """Mean session latency of every variant, by panel and load: geometric means over seeds."""
     config = load_config(
         flags={
-            "workload": list(WORKLOADS), "system": ["mars"], "profile": [PROFILE],
-            "load": list(LOADS), "sessions": NUM_SESSIONS, "split": "tuning",
+            "workload": sorted({workload for workload, _ in PANELS}), "system": ["mars"],
+            "tool_cores": sorted({cores for _, cores in PANELS}), "profile": [PROFILE],
+            "load": list(LOADS), "sessions": NUM_SESSIONS, "seeds": NUM_SEEDS, "split": "tuning",
         }
     )  # fmt: skip
     runs: list[tuple[str, float | None]] = [("default", None), *variants()]
@@ -102,6 +107,8 @@ def sweep() -> pd.DataFrame:
     with Pool(1) as pool:
         lab = Lab(config, Memo(None, progress.note), pool, progress)
         for point in points(config):
+            if (point.workload, point.tool_cores) not in PANELS:
+                continue
             sessions, plan = lab.cell_sessions(point), lab.point_arrivals(point)
             setup = Setup.of(config, point.profile, point.tool_cores)
             print(point.describe(), file=sys.stderr)
@@ -112,9 +119,11 @@ def sweep() -> pd.DataFrame:
                     tasks.TrialTask(setup, "mars", params, sessions, plan, point.seed)
                 )
                 base = latency_s if value is None else base
-                rows.append((point.workload, point.load, name, value, latency_s, latency_s / base))
-    columns = ["workload", "load", "parameter", "value", "mean_latency_s", "relative"]
-    return pd.DataFrame(rows, columns=columns)
+                key = (point.workload, point.tool_cores, point.load, name, value)
+                rows.append((*key, latency_s, latency_s / base))
+    keys = ["workload", "tool_cores", "load", "parameter", "value"]
+    table = pd.DataFrame(rows, columns=[*keys, "mean_latency_s", "relative"])
+    return table.groupby(keys, sort=False, dropna=False).agg(gmean).reset_index()
 
 
 def draw(table: pd.DataFrame) -> None:
@@ -133,17 +142,18 @@ def draw(table: pd.DataFrame) -> None:
     changed["place"] = changed["parameter"].map(places) + np.where(lower, -0.16, 0.16)
     shown = changed[changed["parameter"].isin(order)]
     with style.theme():
-        figure, axes = style.panels(1, len(WORKLOADS), share=True)
-        figure.set_size_inches(10.5, 0.27 * len(order) + 2.0)
-        for panel, workload in zip(axes, WORKLOADS, strict=True):
+        figure, axes = style.panels(1, len(PANELS), share=True)
+        figure.set_size_inches(12.5, 0.27 * len(order) + 2.0)
+        for panel, ((workload, cores), title) in zip(axes, PANELS.items(), strict=True):
+            here = (shown["workload"] == workload) & (shown["tool_cores"] == cores)
             panel.axvline(0, color="#777777", lw=0.8, zorder=0)
             sns.scatterplot(
-                shown[shown["workload"] == workload],
+                shown[here],
                 x="percent", y="place", hue="set", hue_order=["lower", "higher"],
                 style="load", palette=["#0173b2", "#d55e00"], s=32, ax=panel,
                 legend=panel is axes[0],
             )  # fmt: skip
-            panel.set(title=workload, ylabel="", xlabel="mean session latency, change in %")
+            panel.set(title=title, ylabel="", xlabel="mean session latency, change in %")
         axes[0].set_yticks(range(len(order)), order)
         axes[0].set_ylim(len(order) - 0.5, -0.5)
         handles, labels = axes[0].get_legend_handles_labels()

@@ -6,7 +6,7 @@ The control plane sits in front of the engine. It sees sessions and telemetry, n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from marsbench.events import Event
 
@@ -131,9 +131,22 @@ class ToolCallView(Protocol):
         ...
 
 
+MAX_NICE = 19
+"""The niceness of nice(2) that yields most."""
+
+
+class Niceness(NamedTuple):
+    """How much of the tool cores a call leaves to others while they are contended."""
+
+    nice: int = 0
+    """0 (an equal share) to ``MAX_NICE``, as in nice(2)."""
+    after_s: float = 0.0
+    """CPU time the call may use at niceness 0 first, core-seconds."""
+
+
 class ToolDispatchPolicy(Protocol):
-    """Orders the tool queue. With ``slots`` None every call starts at once and the operating
-    system shares the cores (oversubscription).
+    """Orders the tool queue and weighs the calls that run. With ``slots`` None every call starts at
+    once; the operating system shares the cores among those that run, by their niceness.
     """
 
     def on_event(self, event: Event) -> None: ...
@@ -144,6 +157,10 @@ class ToolDispatchPolicy(Protocol):
 
     def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
         """Index in ``queue`` (order of arrival) of the call to start."""
+        ...
+
+    def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
+        """What the call that starts now leaves to others; decided once, at its start."""
         ...
 
 
@@ -186,6 +203,10 @@ class Oversubscribe:
     def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
         """First come, first served."""
         return 0
+
+    def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
+        """Equal shares."""
+        return Niceness()
 
 
 class FirstReplica:

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from marsbench.admission.base import Oversubscribe
+from marsbench.admission.base import MAX_NICE, Oversubscribe
 from marsbench.core import Session, plan_turns, to_ps, to_s
 from marsbench.engine.agenda import ARRIVE, FOREVER, RESUME, Agenda
 from marsbench.engine.base import CoreListener, CoreStats, EngineCore
@@ -20,7 +20,7 @@ from marsbench.engine.gate import Gate
 from marsbench.engine.recorder import Recorder, listeners_of
 from marsbench.engine.sessions import CallState, Roll, SessionState
 from marsbench.engine.telemetry import SAMPLE_PS, Telemetry
-from marsbench.errors import EngineError
+from marsbench.errors import EngineError, PolicyError
 from marsbench.events import Kind, Status
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -269,7 +269,7 @@ class Driver(Recorder):
                 name_code=self.log.intern(call.name),
                 tool_class_code=self.log.intern(call.tool_class),
             )
-            self._emit_tool(at_ps, Kind.TOOL_ENQUEUED, waiting, 0, 0)
+            self._emit_tool(at_ps, Kind.TOOL_ENQUEUED, waiting)
             if self._slotted:
                 self.tool_queue.append(waiting)
             else:
@@ -331,14 +331,23 @@ class Driver(Recorder):
             if slots is not None and self.tools.running >= max(slots, 1):
                 return
             index = policy.next_call(self.tool_queue, self._view, now_s)
-            self._start_tool(self.tool_queue.pop(index), at_ps)
+            call = self.tool_queue.pop(index)
+            nice, after_s = policy.niceness(call, self._view, now_s)
+            if not 0 <= nice <= MAX_NICE or after_s < 0:
+                raise PolicyError(
+                    f"{type(policy).__name__}.niceness: ({nice}, {after_s}) for a call of "
+                    f"{call.name!r}; it must be 0 to {MAX_NICE}, after 0 or more core-seconds"
+                )
+            call.demand.nice, call.demand.nice_after_ps = nice, to_ps(after_s)
+            self._start_tool(call, at_ps)
 
     def _start_tool(self, call: CallState, at_ps: int) -> None:
         handle = self._handle
         self._handle += 1
         self._calls[handle] = call
-        self._emit_tool(at_ps, Kind.TOOL_START, call, 0, 0)
-        self.tools.start(handle, call.demand, at_ps)
+        demand = call.demand
+        self._emit_tool(at_ps, Kind.TOOL_START, call, demand.nice, demand.nice_after_ps)
+        self.tools.start(handle, demand, at_ps)
 
     def _tool_done(self, handle: int, at_ps: int) -> None:
         call = self._calls.pop(handle)

@@ -112,15 +112,17 @@ class Recorder:
             args = (a, b, c, d, e, f)[: len(FIELDS[kind])]
             self._tell(Event(to_s(at_ps), kind, session, turn, call, args))
 
-    def _emit_tool(self, at_ps: int, kind: Kind, call: CallState, error: int, cpu_ps: int) -> None:
+    def _emit_tool(
+        self, at_ps: int, kind: Kind, call: CallState, first: int = 0, second: int = 0
+    ) -> None:
         state = call.state
         session, turn, index = state.session, state.turn_index, call.call_index
         name, tool_class = call.name_code, call.tool_class_code
         self._write(
-            pack_row(at_ps, kind, session, turn, index, name, tool_class, error, cpu_ps, 0, 0)
+            pack_row(at_ps, kind, session, turn, index, name, tool_class, first, second, 0, 0)
         )
         if self._listeners:
-            payload = (name, tool_class, error, cpu_ps)
+            payload = (name, tool_class, first, second)
             self._tell(
                 Event(
                     to_s(at_ps),

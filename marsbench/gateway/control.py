@@ -314,7 +314,7 @@ class ControlPlane:
         for call in session.calls:
             self.inferred_calls += 1
             self._emit_call(Kind.TOOL_ENQUEUED, session, call)
-            self._emit_call(Kind.TOOL_START, session, call)
+            self._emit_call(Kind.TOOL_START, session, call, (0, 0))
 
     def _tools_back(self, session: LiveSession) -> None:
         for call in list(session.open_calls()):

@@ -176,6 +176,8 @@ class ToolEndpoints:
             "waited_s": to_s(lease.started_ps - lease.queued_ps),
             "held_s": to_s(now_ps - lease.started_ps),
             "expires_s": max(0.0, to_s(lease.until_ps - now_ps)),
+            "nice": lease.niceness.nice,
+            "nice_after_cpu_s": lease.niceness.after_s,
         }
         return Response(msgspec.json.encode(answer), media_type=JSON)
 

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass, field
 
-from marsbench.admission.base import ToolDispatchPolicy
+from marsbench.admission.base import Niceness, ToolDispatchPolicy
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.events import Kind
 from marsbench.gateway.control import ControlPlane
@@ -30,6 +30,8 @@ class Lease:
     lease_id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     started_ps: int = -1
     until_ps: int = 0
+    niceness: Niceness = field(default_factory=Niceness)
+    """What the harness should run the call at."""
 
     @property
     def session(self) -> int:
@@ -130,10 +132,12 @@ class ToolSlots:
             if slots is not None and len(self.held) >= max(slots, 1):
                 return
             lease = self._queue.pop(self._policy.next_call(self._queue, plane.fleet, now_s))
+            lease.niceness = self._policy.niceness(lease, plane.fleet, now_s)
             lease.started_ps = plane.bus.clock.now_ps()
             lease.until_ps = lease.started_ps + self._lease_ps(None)
             self.held[lease.lease_id] = lease
-            self._emit(Kind.TOOL_START, lease)
+            nice, after_s = lease.niceness
+            self._emit(Kind.TOOL_START, lease, (nice, to_ps(after_s)))
             if not lease.future.done():
                 lease.future.set_result(None)
 

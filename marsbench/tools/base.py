@@ -16,6 +16,12 @@ from marsbench.errors import ConfigError
 MILLI = 1000
 """Parallelism is counted in thousandths of a core."""
 
+WEIGHTS = (
+    1024, 820, 655, 526, 423, 335, 272, 215, 172, 137,
+    110, 87, 70, 56, 45, 36, 29, 23, 18, 15,
+)  # fmt: skip
+"""Weight of a call on contended cores by its niceness, 0 to 19, as Linux has it (1.25 a level)."""
+
 CPU_SHARE: dict[str, float] = {
     "read": 0.2,
     "edit": 0.2,
@@ -94,6 +100,10 @@ class ToolDemand:
     """Wait after the CPU work that no core shortens, picoseconds."""
     timeout_ps: int | None = None
     """Wall time after which the harness kills it."""
+    nice: int = 0
+    """Niceness it runs at, 0 to 19 as in nice(2). Whoever starts the call sets it."""
+    nice_after_ps: int = 0
+    """CPU work done at niceness 0 first, core-picoseconds."""
 
     def __post_init__(self) -> None:
         if self.cpu_ps < 0 or self.io_ps < 0 or self.cores_milli < 1:

@@ -1,11 +1,13 @@
 """Burns a given amount of CPU time on some cores at once; run as a script, standard library only.
 
-``burner.py serve CPUS``: one request a line on stdin, ``CPU_NS WIDTH SHARE_PPM``; the answer is one
-line on stdout, the CPU time used in nanoseconds. ``burner.py once CPU_NS WIDTH SHARE_PPM`` burns
-and ends. WIDTH processes share the work; each stays below SHARE_PPM millionths of a core.
+``burner.py serve CPUS``: one request a line on stdin, ``CPU_NS WIDTH SHARE_PPM NICE AFTER_NS``; the
+answer is one line on stdout, the CPU time used in nanoseconds. ``burner.py once CPU_NS WIDTH
+SHARE_PPM`` burns and ends. WIDTH processes share the work; each stays below SHARE_PPM millionths of a
+core, and goes to niceness NICE when its part of AFTER_NS is done.
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,18 +28,26 @@ def burn(cpu_ns: int, share_ppm: int) -> None:
             time.sleep(min(left_ns, SLICE_NS) * (1_000_000 - share_ppm) / share_ppm / 1e9)
 
 
-def burn_wide(cpu_ns: int, width: int, share_ppm: int) -> int:
-    """Burn on ``width`` processes; the CPU time used by all of them."""
+def burn_wide(cpu_ns: int, width: int, share_ppm: int, nice: int = 0, after_ns: int = 0) -> int:
+    """Burn on ``width`` processes; the CPU time used by all of them.
+
+    Who becomes nicer is a process of its own: without privileges niceness never goes down again.
+    """
     before = _used_ns()
     children = []
-    for index in range(1, width):
+    for index in range(0 if nice else 1, width):
         pid = os.fork()
         if pid == 0:
             die_with_parent()
-            burn(_part(cpu_ns, index, width), share_ppm)
+            part_ns = _part(cpu_ns, index, width)
+            equal_ns = min(part_ns, _part(after_ns, index, width)) if nice else part_ns
+            burn(equal_ns, share_ppm)
+            os.nice(nice)
+            burn(part_ns - equal_ns, share_ppm)
             os._exit(0)
         children.append(pid)
-    burn(_part(cpu_ns, 0, width), share_ppm)
+    if not nice:
+        burn(_part(cpu_ns, 0, width), share_ppm)
     for pid in children:
         os.waitpid(pid, 0)
     return _used_ns() - before
@@ -55,8 +65,8 @@ def _part(cpu_ns: int, index: int, width: int) -> int:
 
 
 def _used_ns() -> int:
-    times = os.times()
-    return time.process_time_ns() + round((times.children_user + times.children_system) * 1e9)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() + round((children.ru_utime + children.ru_stime) * 1e9)
 
 
 def main(arguments: list[str]) -> None:
@@ -68,8 +78,7 @@ def main(arguments: list[str]) -> None:
     if arguments[1]:
         os.sched_setaffinity(0, {int(cpu) for cpu in arguments[1].split(",")})
     for line in sys.stdin:
-        cpu_ns, width, share_ppm = (int(word) for word in line.split())
-        print(burn_wide(cpu_ns, width, share_ppm), flush=True)
+        print(burn_wide(*(int(word) for word in line.split())), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from marsbench.core import PS_PER_S
 from marsbench.errors import ConfigError, EngineError
 from marsbench.tools import burner
-from marsbench.tools.base import MILLI, ToolDemand
+from marsbench.tools.base import MILLI, WEIGHTS, ToolDemand
 from marsbench.tools.executor import Execution, tool_core_ids
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ LABEL = "marsbench.run"
 IMAGE = "python:3.11-slim"
 PS_PER_NS = 1000
 API_TIMEOUT_S = 60
+POLL_S = 0.05
+"""Least time between two looks at what a call has used."""
 MAX_THREADS = 64
 """Calls at once: docker-py blocks, so each call has a thread."""
 
@@ -37,7 +39,10 @@ Result = TypeVar("Result")
 
 
 class Docker:
-    """Runs each call in a container limited to the call's parallelism and to the tool cores."""
+    """Runs each call in a container limited to the call's parallelism and to the tool cores.
+
+    A call's niceness becomes its container's weight on the cores, lowered when it is due.
+    """
 
     def __init__(
         self,
@@ -79,6 +84,8 @@ class Docker:
         timeout_s = None
         if demand.timeout_ps is not None:
             timeout_s = max(0.0, demand.timeout_ps / PS_PER_S - (time.monotonic() - start_s))
+        over = asyncio.Event()
+        weighed = asyncio.create_task(self._weigh(container, demand, before_ns, over))
         try:
             async with asyncio.timeout(timeout_s):
                 status, output = await self._in_thread(
@@ -93,6 +100,9 @@ class Docker:
         except asyncio.CancelledError:
             await self._in_thread(_remove, container)
             raise
+        finally:
+            over.set()
+            await weighed
         if command is None and status != 0:
             raise EngineError(
                 f"tool {demand.name!r}: burning CPU time in image {self._image} ended with status "
@@ -101,6 +111,24 @@ class Docker:
         used_ns = await self._in_thread(_used_ns, container) - before_ns
         self._idle[demand.cores_milli].append(container)
         return Execution(used_ns * PS_PER_NS, timed_out=False)
+
+    async def _weigh(
+        self, container: Container, demand: ToolDemand, before_ns: int, over: asyncio.Event
+    ) -> None:
+        """Lower a container's weight once its call has had its equal share, until it is over."""
+        if not demand.nice or demand.nice_after_ps >= demand.cpu_ps:
+            return
+        left_ns = demand.nice_after_ps // PS_PER_NS
+        while left_ns > 0:
+            quickest_s = left_ns / 1e9 * MILLI / demand.cores_milli
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), max(quickest_s, POLL_S))
+                return
+            used_ns = await self._in_thread(_used_ns, container) - before_ns
+            left_ns = demand.nice_after_ps // PS_PER_NS - used_ns
+        await self._in_thread(_set_weight, container, WEIGHTS[demand.nice])
+        await over.wait()
+        await self._in_thread(_set_weight, container, WEIGHTS[0])
 
     async def close(self) -> None:
         """Remove every container of this run, also those of calls that were cut off."""
@@ -199,6 +227,14 @@ def _used_ns(container: Container) -> int:
     stats = container.stats(stream=False, one_shot=True)
     assert isinstance(stats, dict)
     return int(stats["cpu_stats"]["cpu_usage"]["total_usage"])
+
+
+def _set_weight(container: Container, weight: int) -> None:
+    """Its share of contended cores; a container that is gone has none."""
+    from docker.errors import NotFound
+
+    with contextlib.suppress(NotFound):
+        container.update(cpu_shares=weight)
 
 
 def _remove(container: Container) -> None:

@@ -1,11 +1,12 @@
 """Tool cores shared by processor sharing: tool time stretches when calls compete for cores.
 
-The cores are divided max-min fairly among the calls that compute, none getting more than its
-own parallelism (water-filling). A call computes first, then waits for its I/O as a plain delay.
+The cores are divided max-min fairly among the calls that compute, by the weight of their
+niceness, none getting more than its own parallelism (water-filling). A call computes first,
+then waits for its I/O as a plain delay.
 
-Calls of equal parallelism get equal service, so they form one class whose members' service
-since the class began is one number ("virtual time" of processor sharing); a call ends its CPU
-phase when that number reaches its target. An event costs O(K + log n) for n calls in K classes.
+Calls of equal parallelism and weight get equal service, so they form one class whose members'
+service since the class began is one number ("virtual time" of processor sharing); a call ends a
+CPU phase when that number reaches its target. An event costs O(K + log n) for n calls in K classes.
 Rates are fixed-point integers, so service adds up exactly however time is cut into pieces, and a
 call that is not slowed takes exactly its own time; a rate that is not a fixed-point number is
 rounded down by less than 2^-40 of a millicore.
@@ -17,7 +18,7 @@ from bisect import insort
 from heapq import heappop, heappush
 
 from marsbench.errors import ConfigError
-from marsbench.tools.base import MILLI, Outcome, ToolDemand
+from marsbench.tools.base import MILLI, WEIGHTS, Outcome, ToolDemand
 
 SHIFT = 40
 UNIT = MILLI << SHIFT
@@ -32,9 +33,10 @@ class Modelled:
             raise ConfigError(f"tool cores: {cores} is negative; 0 means unlimited")
         self._capacity = (cores * MILLI) << SHIFT
         self._now_ps = 0
-        self._classes: dict[int, _Class] = {}
-        self._widths: list[int] = []
-        """Keys of ``_classes`` in ascending order."""
+        self._classes: dict[tuple[float, int, int], _Class] = {}
+        """By (width / weight, width in millicores, weight)."""
+        self._keys: list[tuple[float, int, int]] = []
+        """Keys of ``_classes``: those that need least for their weight first."""
         self._demand = 0
         """Sum of parallelism of the calls that compute, millicores."""
         self._rate = 0
@@ -113,10 +115,13 @@ class Modelled:
         for group in list(self._classes.values()):
             while group.queue and group.queue[0][0] <= group.served:
                 call = heappop(group.queue)[2]
-                if call.group is None:
+                if call.group is not group:
                     continue
                 changed = True
                 self._leave(call)
+                if call.rest_ps:
+                    self._join(call)
+                    continue
                 heappush(self._io, (now_ps + call.demand.io_ps, call.order, call))
         while self._io and self._io[0][0] <= now_ps:
             call = heappop(self._io)[2]
@@ -128,7 +133,7 @@ class Modelled:
                 continue
             used_ps = call.demand.cpu_ps
             if call.group is not None:
-                used_ps -= -(-(call.target - call.group.served) // UNIT)
+                used_ps -= call.rest_ps - (call.group.served - call.target) // UNIT
                 changed = True
                 self._leave(call)
             self._end(call, used_ps, timed_out=True)
@@ -141,52 +146,59 @@ class Modelled:
         heappush(self._ended, (self._now_ps, call.order, call.handle, outcome))
 
     def _join(self, call: _Call) -> None:
-        width = call.demand.cores_milli
-        group = self._classes.get(width)
+        """Begin the next CPU phase: at niceness 0 while that lasts, then at the call's own."""
+        demand = call.demand
+        work_ps, nice = call.rest_ps, demand.nice
+        if nice and work_ps == demand.cpu_ps and demand.nice_after_ps > 0:
+            work_ps, nice = min(work_ps, demand.nice_after_ps), 0
+        call.rest_ps -= work_ps
+        width, weight = demand.cores_milli, WEIGHTS[nice]
+        call.key = key = (width / weight, width, weight)
+        group = self._classes.get(key)
         if group is None:
-            group = self._classes[width] = _Class()
-            insort(self._widths, width)
+            group = self._classes[key] = _Class()
+            insort(self._keys, key)
         group.members += 1
         self._demand += width
         call.group = group
-        call.target = group.served + call.demand.cpu_ps * UNIT
+        call.target = group.served + work_ps * UNIT
         heappush(group.queue, (call.target, call.order, call))
 
     def _leave(self, call: _Call) -> None:
         assert call.group is not None
-        width = call.demand.cores_milli
         call.group.members -= 1
-        self._demand -= width
+        self._demand -= call.demand.cores_milli
         if call.group.members == 0:
-            del self._classes[width]
-            self._widths.remove(width)
+            del self._classes[call.key]
+            self._keys.remove(call.key)
         call.group = None
 
     def _rebalance(self) -> None:
-        """Water-filling: narrow classes first, each call the smaller of its own width and an
-        equal share of what is left.
+        """Water-filling: those that need least for their weight first, each call the smaller of
+        its own width and its share by weight of what is left.
         """
         self._rate = 0
         if not self._capacity or (self._demand << SHIFT) <= self._capacity:
-            for width, group in self._classes.items():
+            for (_, width, _), group in self._classes.items():
                 group.rate = width << SHIFT
                 self._rate += group.rate * group.members
             return
         left = self._capacity
-        members = sum(group.members for group in self._classes.values())
-        for width in self._widths:
-            group = self._classes[width]
-            group.rate = min(width << SHIFT, left // members)
+        weights = sum(key[2] * group.members for key, group in self._classes.items())
+        for key in self._keys:
+            group = self._classes[key]
+            _, width, weight = key
+            group.rate = min(width << SHIFT, left * weight // weights)
             given = group.rate * group.members
             left -= given
-            members -= group.members
+            weights -= weight * group.members
             self._rate += given
 
     def _plan(self) -> None:
         """Find the next due time, dropping queue heads of calls that have ended."""
         times: list[int] = []
         for group in self._classes.values():
-            while group.queue[0][2].group is None:
+            while group.queue[0][2].group is not group:
                 heappop(group.queue)
             times.append(self._now_ps - (group.served - group.queue[0][0]) // group.rate)
         for queue in (self._io, self._deadlines):
@@ -198,7 +210,7 @@ class Modelled:
 
 
 class _Class:
-    """Calls of equal parallelism that compute."""
+    """Calls of equal parallelism and weight that compute."""
 
     __slots__ = ("members", "queue", "rate", "served")
 
@@ -214,13 +226,17 @@ class _Class:
 class _Call:
     """A call that runs. ``group`` is None outside its CPU phase."""
 
-    __slots__ = ("demand", "ended", "group", "handle", "order", "target")
+    __slots__ = ("demand", "ended", "group", "handle", "key", "order", "rest_ps", "target")
 
     def __init__(self, handle: int, order: int, demand: ToolDemand) -> None:
         self.handle = handle
         self.order = order
         self.demand = demand
         self.group: _Class | None = None
+        self.key = (0.0, 0, 0)
+        """Of its class."""
+        self.rest_ps = demand.cpu_ps
+        """CPU work of the phases that have not begun, core-picoseconds."""
         self.target = 0
         """Service of its class at which its CPU work is done, service units."""
         self.ended = False

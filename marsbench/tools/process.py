@@ -106,17 +106,21 @@ class _Worker:
         self._used_before_ns = 0
 
     async def burn(self, demand: ToolDemand) -> int:
-        """Burn a call's CPU work; CPU nanoseconds used."""
+        """Burn a call's CPU work at its niceness; CPU nanoseconds used."""
         width = -(-demand.cores_milli // MILLI)
         share_ppm = demand.cores_milli * 1000 // width
         self._used_before_ns = _ticks_ns(Path(f"/proc/{self._process.pid}/stat"), self._process.pid)
-        return await self.burn_ns(demand.cpu_ps // PS_PER_NS, width, share_ppm)
+        cpu_ns, after_ns = demand.cpu_ps // PS_PER_NS, demand.nice_after_ps // PS_PER_NS
+        nice = demand.nice if after_ns < cpu_ns else 0
+        return await self.burn_ns(cpu_ns, width, share_ppm, nice, after_ns)
 
-    async def burn_ns(self, cpu_ns: int, width: int, share_ppm: int) -> int:
+    async def burn_ns(
+        self, cpu_ns: int, width: int, share_ppm: int, nice: int = 0, after_ns: int = 0
+    ) -> int:
         """One request of the burner's protocol."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{cpu_ns} {width} {share_ppm}\n".encode())
+        self._process.stdin.write(f"{cpu_ns} {width} {share_ppm} {nice} {after_ns}\n".encode())
         line = await self._process.stdout.readline()
         if not line:
             code = await self._process.wait()

@@ -151,3 +151,16 @@ def test_lost_cache_counts_as_remaining_work(build):
     cold = oracle.waiting_key(build.turn(session=0, turn_index=1), engine, 9.0)
     warm = oracle.waiting_key(build.turn(session=1, turn_index=1), engine, 9.0)
     assert cold[0] - warm[0] == pytest.approx(4.001)
+
+
+def test_tools_of_sessions_with_more_left_stand_back(build):
+    """Tools of 100, 10 and 50 s run: behind one that ends sooner 5 levels, behind two 10."""
+    sessions = [
+        session(n, (100, 1, gap), (1, 1, 0.0)) for n, gap in (("a", 100), ("b", 10), ("c", 50))
+    ]
+    oracle = Oracle(build.context(), sessions)
+    for index in range(3):
+        oracle.on_event(build.event(Kind.GPU_END, 1.0, session=index))
+    view = build.system(active=[build.session(session=n, phase="tool") for n in range(3)])
+    calls = [build.session(session=n) for n in range(3)]
+    assert [oracle.niceness(call, view, 1.0) for call in calls] == [(10, 8.0), (0, 8.0), (5, 8.0)]

@@ -468,6 +468,43 @@ def test_short_calls_then_the_best_rank_then_the_oldest(build):
     assert mars.next_call(queue[:4], view, 9.0) == 2
 
 
+def tooling(build, sessions, **params):
+    """A MARS with these sessions (first prompt, turns done) in their tools, calls on one core."""
+    mars, story = mars_of(build, nice_step=5, nice_after_s=8, **params)
+    for session, (prompt, turns) in enumerate(sessions):
+        story.arrive(session, 0.0, prompt)
+        for turn in range(turns):
+            story.submit(session, 0.0, turn).end(session, 0.0, turn)
+    view = build.system(tool_cores=1)
+    return [mars.niceness(build.call(session=n), view, 1.0) for n in range(len(sessions))]
+
+
+def test_long_calls_stand_back_for_sessions_that_end_sooner(build):
+    """A priori a session takes as long as its first prompt: 1000 tokens, then 2000, then 4000. Five
+    levels for each that ends sooner, after 8 core-seconds at equal shares."""
+    assert tooling(build, [(4000, 1), (1000, 1), (2000, 1)]) == [(10, 8), (0, 8), (5, 8)]
+
+
+def test_more_turns_done_means_less_ahead(build):
+    """Of two like sessions the one that has had 15 turns is expected to end before the one at 1."""
+    assert tooling(build, [(1000, 1), (1000, 15)]) == [(5, 8), (0, 8)]
+
+
+def test_niceness_is_bounded_and_can_be_off(build):
+    """Five sessions end sooner: 25 levels would be, 19 is the most. Off where asked for, where the
+    CPU side is, and where tool cores are without limit."""
+    crowd = [(9000, 1), *((1000, 1) for _ in range(5))]
+    assert tooling(build, crowd)[0] == (19, 8)
+    assert tooling(build, crowd, cpu_signal=0)[0] == (0, 0)
+    mars, story = mars_of(build, nice_step=0)
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 0.0)
+    assert mars.niceness(build.call(session=0), build.system(tool_cores=1), 1.0) == (0, 0)
+    mars, story = mars_of(build)
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 0.0)
+    assert mars.niceness(build.call(session=0), build.system(), 1.0) == (0, 0)
+    assert mars.niceness(build.call(session=7), build.system(tool_cores=1), 1.0) == (0, 0)
+
+
 # --- bypass -----------------------------------------------------------------------------------
 
 

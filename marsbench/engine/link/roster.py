@@ -121,7 +121,7 @@ class Roster:
         for call, name in enumerate(names):
             if call not in known.calls:
                 known.calls[call] = name, ""
-                self._say(Kind.TOOL_START, index, turn, call, (0, 0), name)
+                self._say(Kind.TOOL_START, index, turn, call, (0, 0, 0, 0), name)
 
     def ended(self, index: int) -> None:
         """No further turn of a session will come."""

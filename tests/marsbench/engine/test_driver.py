@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from marsbench.admission.base import Unlimited
+from marsbench.admission.base import Niceness, Oversubscribe, Unlimited
 from marsbench.arrival.base import ArrivalPlan
-from marsbench.core import Session, Turn
+from marsbench.core import Session, ToolCall, Turn
 from marsbench.engine import driver, gate
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
 from marsbench.engine.sim.core import SimCore
 from marsbench.errors import PolicyError
+from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.system import Policies
+from marsbench.tools.base import ToolAssumptions
+from marsbench.tools.modelled import Modelled
 from marsbench.tools.recorded import Recorded
 
 
@@ -46,3 +49,58 @@ def test_a_policy_that_never_admits_stops_the_run_with_one_line(tick_s, monkeypa
             tools=Recorded(),
             log=EventLog(),
         )
+
+
+class Weighing(Oversubscribe):
+    """Every call of tool ``long`` is nice."""
+
+    def __init__(self, niceness):
+        self.given = niceness
+
+    def niceness(self, call, view, now_s):
+        return self.given if call.name == "long" else Niceness()
+
+
+def run_tools(niceness):
+    """Two sessions with a tool call each of 2000 s of CPU, on one core: when they end."""
+    policies = Policies(tools=Weighing(niceness))
+    cost = StepCost.from_coefficients(
+        c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=1_000_000_000, o_seq=0
+    )
+    sessions = [
+        Session(
+            name, (Turn(10, 1, tools=(ToolCall(name, "test", 2000.0, cpu_s=2000.0),)), Turn(1, 1))
+        )
+        for name in ("short", "long")
+    ]
+    log = EventLog()
+    driver.run_cell(
+        sessions=sessions,
+        arrivals=ArrivalPlan(times_ps=(0, 0), closed_loop=None),
+        core_factory=lambda listener: SimCore(
+            EngineConfig(num_blocks=64), cost, policies, listener
+        ),
+        policies=policies,
+        tools=Modelled(1),
+        log=log,
+        tool_cores=1,
+        assumptions=ToolAssumptions(shell_timeout_s=None),
+    )
+    return log.to_numpy()
+
+
+def test_the_policy_s_niceness_reaches_the_cores_and_the_record():
+    """Niceness 10 weighs 110 to 1024: the other call ends at 2000 * 1134/1024 s instead of sharing
+    to 4000 s, and the start of the nice one says what it got."""
+    rows = run_tools(Niceness(10, 0.5))
+    ends = sorted(rows[rows[:, 1] == Kind.TOOL_END][:, 0] / 1e12)
+    assert ends == pytest.approx([2000 * 1134 / 1024, 4000], abs=2)
+    started = rows[rows[:, 1] == Kind.TOOL_START]
+    assert started[:, 7:9].tolist() == [[0, 0], [10, 500_000_000_000]]
+
+
+@pytest.mark.parametrize("niceness", [Niceness(20), Niceness(-1), Niceness(3, -0.5)])
+def test_niceness_that_does_not_exist_stops_the_run_with_one_line(niceness):
+    """Out of range: an error that names the policy, the call and the range."""
+    with pytest.raises(PolicyError, match=r"Weighing\.niceness: .* 'long'; it must be 0 to 19"):
+        run_tools(niceness)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from marsbench.admission.base import Niceness
 from marsbench.events import Kind
 from marsbench.gateway.fake_backend import Plan
 from marsbench.system import Policies, System
@@ -25,6 +26,9 @@ class Slots:
 
     def next_call(self, queue, view, now_s):
         return len(queue) - 1
+
+    def niceness(self, call, view, now_s):
+        return Niceness(7, 2.5)
 
 
 def system(count) -> System:
@@ -74,6 +78,7 @@ def test_lease_replaces_the_inferred_call(rig):
         async with rig(plan, system=system(2)) as r:
             await r.chat([USER], session="a")
             lease = await acquire(r)
+            assert (lease.json()["nice"], lease.json()["nice_after_cpu_s"]) == (7, 2.5)
             assert r.gateway.slots.running == 1
             await release(r, lease, error=True, cpu_s=0.5)
             await r.chat([USER, USER], session="a")

@@ -44,6 +44,14 @@ class Container:
         self.config = config
         self.used_ns = 0
         self.process: subprocess.Popen | None = None
+        self.weights: list[tuple[int, int]] = []
+        """CPU shares it was given, and the CPU time it had used then."""
+
+    def used(self) -> int:
+        """CPU time of all that ran in it, nanoseconds."""
+        if self.process is None or self.process.returncode is not None:
+            return self.used_ns
+        return self.used_ns + round(sum(os_times(self.process.pid)) * 1e9)
 
     def execute(self, command: list[str]) -> tuple[int, bytes]:
         """Run a command to its end; status and output."""
@@ -163,11 +171,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def stats(self, name, query, body) -> None:
         found = self.container(name)
         if found is not None:
-            used_ns = found.used_ns
-            process = found.process
-            if process is not None and process.returncode is None:
-                used_ns += round(sum(os_times(process.pid)) * 1e9)
-            self.reply(200, {"cpu_stats": {"cpu_usage": {"total_usage": used_ns}}})
+            self.reply(200, {"cpu_stats": {"cpu_usage": {"total_usage": found.used()}}})
+
+    def update(self, name, query, body) -> None:
+        found = self.container(name)
+        if found is not None:
+            found.weights.append((body["CpuShares"], found.used()))
+            self.reply(200, {"Warnings": []})
 
     def new_exec(self, name, query, body) -> None:
         found = self.container(name)
@@ -223,6 +233,7 @@ ROUTES = [
     ("GET", "/containers/json", Handler.list),
     ("GET", "/containers/([^/]+)/json", Handler.inspect),
     ("POST", "/containers/([^/]+)/start", Handler.start),
+    ("POST", "/containers/([^/]+)/update", Handler.update),
     ("GET", "/containers/([^/]+)/stats", Handler.stats),
     ("POST", "/containers/([^/]+)/exec", Handler.new_exec),
     ("DELETE", "/containers/([^/]+)", Handler.remove),
@@ -265,11 +276,21 @@ def tools(engine: Engine, **options) -> Docker:
 
 
 def demand(
-    name="pytest", *, cpu_s=0.0, cores=1.0, io_s=0.0, timeout_s: float | None = None
+    name="pytest",
+    *,
+    cpu_s=0.0,
+    cores=1.0,
+    io_s=0.0,
+    timeout_s: float | None = None,
+    nice=0,
+    after_s=0.0,
 ) -> ToolDemand:
     """A tool call in seconds."""
     timeout_ps = None if timeout_s is None else to_ps(timeout_s)
-    return ToolDemand(name, "test", to_ps(cpu_s), round(cores * 1000), to_ps(io_s), timeout_ps)
+    return ToolDemand(
+        name, "test", to_ps(cpu_s), round(cores * 1000), to_ps(io_s), timeout_ps,
+        nice, to_ps(after_s),
+    )  # fmt: skip
 
 
 def run(model: Docker, *demands: ToolDemand, at_once=True):
@@ -315,6 +336,28 @@ def test_containers_are_reused_one_call_at_a_time(engine):
     assert len(engine.created) == 4
     labels = {config["Labels"][LABEL] for config in engine.created}
     assert len(labels) == 2, "each run has its own label"
+
+
+def test_a_nice_call_s_container_weighs_less_once_its_share_is_used_up(engine):
+    """0.4 core-seconds, nice 10 after 0.1: the container's CPU shares become 110 (Linux's weight of
+    that niceness) when 0.1 are used, and 1024 again for the next call; a short call changes nothing."""
+    model = tools(engine)
+    containers = []
+
+    async def go():
+        await model.open()
+        try:
+            await model.run(demand(cpu_s=0.02, nice=10, after_s=0.1))
+            await model.run(demand(cpu_s=0.4, nice=10, after_s=0.1))
+            containers.extend(engine.containers.values())
+        finally:
+            await model.close()
+
+    asyncio.run(go())
+    (container,) = containers
+    (low, used_ns), (normal, _) = container.weights
+    assert (low, normal) == (110, 1024)
+    assert used_ns >= 0.1e9
 
 
 def test_real_commands(engine, tmp_path):

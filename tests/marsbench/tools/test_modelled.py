@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marsbench.tools.base import MILLI, Outcome, ToolDemand
+from marsbench.tools.base import MILLI, WEIGHTS, Outcome, ToolDemand
 from marsbench.tools.modelled import Modelled
 
 
-def job(cpu, cores=1.0, io=0, timeout=None):
-    return ToolDemand("t", "test", cpu, round(cores * MILLI), io, timeout)
+def job(cpu, cores=1.0, io=0, timeout=None, nice=0, after=0):
+    return ToolDemand("t", "test", cpu, round(cores * MILLI), io, timeout, nice, after)
 
 
 def run(cores, jobs):
@@ -42,6 +42,35 @@ def ends_of(cores, jobs):
 def test_two_equal_jobs_on_one_core_take_twice_as_long():
     """Equal jobs share one core equally."""
     assert ends_of(1, [(0, job(1000)), (0, job(1000))]) == [2000, 2000]
+
+
+def test_a_nice_call_has_its_weight():
+    """Niceness 10 weighs 110 against 1024: a nice call beside another gets 110/1134 of the core."""
+    # A(1024) at 1024/1134 ends at 1134; B(1000, nice) has 110 done by then, 890 left alone: 2024
+    jobs = [(0, job(1024)), (0, job(1000, nice=10))]
+    assert ends_of(1, jobs) == pytest.approx([1134, 2024], abs=1)  # rates round down
+
+
+def test_niceness_begins_after_a_call_s_equal_share():
+    """The first 500 of B are done at equal shares: until 1000 both have 500."""
+    # A(1524): 1024 left at 1024/1134 from 1000 -> 2134; B(610 left after 500, nice 10): 110 of them
+    # done by then, 500 left alone -> 2634
+    jobs = [(0, job(1524)), (0, job(1110, nice=10, after=500))]
+    assert ends_of(1, jobs) == pytest.approx([2134, 2634], abs=1)
+
+
+def test_niceness_costs_nothing_without_contention():
+    """Alone, or where the cores suffice, a nice call takes its own time; a share beyond all of its
+    work is no niceness at all."""
+    assert ends_of(1, [(0, job(1000, nice=19))]) == [1000]
+    assert ends_of(2, [(0, job(1000)), (0, job(1000, nice=19, after=300))]) == [1000, 1000]
+    assert ends_of(1, [(0, job(500)), (0, job(500, nice=19, after=500))]) == [1000, 1000]
+
+
+def test_a_call_killed_at_its_niceness_has_the_work_of_both_phases():
+    """500 at equal shares by 1000, then 110 of 1134: the call killed at 2134 had 610."""
+    ends, _, _ = run(1, [(0, job(5000)), (0, job(5000, nice=10, after=500, timeout=2134))])
+    assert ends[1] == Outcome(2134, 610, timed_out=True)
 
 
 def test_late_job_shares_the_rest():
@@ -127,17 +156,22 @@ def test_late_pop_gives_ends_in_order_with_their_times():
 
 
 def reference(cores, jobs):
-    """Ends by exact rationals: work of every call is kept apart and shares are re-derived."""
+    """Ends by exact rationals: work of every call is kept apart and shares are re-derived.
+
+    ``rest[i]`` is what call i has to do at its own niceness, after ``computing[i]`` at 0.
+    """
     todo = sorted(range(len(jobs)), key=lambda i: jobs[i][0])
-    computing, waiting, ends = {}, {}, {}
+    computing, waiting, ends, rest = {}, {}, {}, {}
     now = Fraction(0)
     while todo or computing or waiting:
         rates, left = {}, Fraction(cores or 10**9)
-        by_width = sorted(computing, key=lambda i: jobs[i][1].cores_milli)
-        for position, i in enumerate(by_width):
-            share = left / (len(by_width) - position)
+        weights = {i: WEIGHTS[0 if rest[i] else jobs[i][1].nice] for i in computing}
+        weight_left = sum(weights.values())
+        for i in sorted(computing, key=lambda i: Fraction(jobs[i][1].cores_milli, weights[i])):
+            share = left * weights[i] / weight_left
             rates[i] = min(Fraction(jobs[i][1].cores_milli, MILLI), share)
             left -= rates[i]
+            weight_left -= weights[i]
         times = [now + work / rates[i] for i, work in computing.items()]
         times += list(waiting.values())
         times += [Fraction(jobs[todo[0]][0])] if todo else []
@@ -148,7 +182,9 @@ def reference(cores, jobs):
         now += step
         for i in list(computing):
             computing[i] -= rates[i] * step
-            if computing[i] <= 0:
+            if computing[i] <= 0 and rest[i]:
+                computing[i], rest[i] = rest[i], Fraction(0)
+            elif computing[i] <= 0:
                 del computing[i]
                 waiting[i] = now + jobs[i][1].io_ps
         for i in [i for i, end in waiting.items() if end <= now]:
@@ -161,7 +197,11 @@ def reference(cores, jobs):
                 ends[i] = (now, True)
         while todo and jobs[todo[0]][0] <= now:
             i = todo.pop(0)
-            computing[i] = Fraction(jobs[i][1].cpu_ps)
+            demand = jobs[i][1]
+            equal = min(demand.cpu_ps, demand.nice_after_ps) if demand.nice else 0
+            computing[i], rest[i] = Fraction(demand.cpu_ps), Fraction(0)
+            if equal:
+                computing[i], rest[i] = Fraction(equal), Fraction(demand.cpu_ps - equal)
             if computing[i] == 0:
                 del computing[i]
                 waiting[i] = now + jobs[i][1].io_ps
@@ -179,6 +219,8 @@ random_jobs = st.lists(
             st.sampled_from([500, 1000, 1000, 2000, 8000]) | st.integers(1, 16_000),
             st.just(0) | st.integers(0, 10**7),
             st.none() | st.integers(1, 5 * 10**7),
+            st.sampled_from([0, 0, 0, 5, 19]) | st.integers(0, 19),
+            st.just(0) | st.integers(0, 10**7),
         ),
     ),
     min_size=1,
@@ -195,6 +237,8 @@ def test_random_arrivals_agree_with_the_reference(cores, jobs):
     slowest = min(demand.cores_milli for _, demand in jobs)
     # each earlier end is up to 1 ps late; who gets 1 ps less of 5 cores, at 1/1000 core, is later
     slack = 2 + len(jobs) * (5 * MILLI // slowest + 2)
+    if any(demand.nice for _, demand in jobs):  # the same 1 ps at the least share of all weights
+        slack *= 2 * len(jobs) * WEIGHTS[0] // WEIGHTS[-1]
     for i, (end, killed) in expected.items():
         assert abs(ends[i].at_ps - end) <= slack
         timeout = jobs[i][1].timeout_ps

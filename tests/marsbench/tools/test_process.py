@@ -17,11 +17,20 @@ from marsbench.tools.process import Process
 
 
 def demand(
-    cpu_s: float, *, cores: float = 1.0, io_s: float = 0.0, timeout_s: float | None = None
+    cpu_s: float,
+    *,
+    cores: float = 1.0,
+    io_s: float = 0.0,
+    timeout_s: float | None = None,
+    nice: int = 0,
+    after_s: float = 0.0,
 ) -> ToolDemand:
     """A tool call in seconds."""
     timeout_ps = None if timeout_s is None else to_ps(timeout_s)
-    return ToolDemand("pytest", "test", to_ps(cpu_s), round(cores * 1000), to_ps(io_s), timeout_ps)
+    return ToolDemand(
+        "pytest", "test", to_ps(cpu_s), round(cores * 1000), to_ps(io_s), timeout_ps,
+        nice, to_ps(after_s),
+    )  # fmt: skip
 
 
 def run(*demands: ToolDemand, cores: int = 0) -> tuple[list[Execution], float, list[int]]:
@@ -90,6 +99,51 @@ def test_timeout_kills_all_of_it():
     assert not fine.timed_out
     assert wall_s < 10
     assert not any(running(pid) for pid in pids)
+
+
+def nicenesses(group: int) -> list[int]:
+    """Of the processes of a group other than its leader."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and int(stat.parent.name) != group:
+            found.append(int(fields[16]))  # proc(5): nice
+    return found
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_becomes_nice_when_its_share_is_used_up(cores):
+    """A call of 20 core-seconds runs at niceness 7 once 0.1 of them are used, each of its processes;
+    the worker itself stays at 0, so that the next call starts there again."""
+
+    async def go() -> None:
+        tools = Process(prestarted=1)
+        await tools.open()
+        (worker,) = tools._workers
+        group = worker._process.pid
+        call = asyncio.create_task(tools.run(demand(20, cores=cores, nice=7, after_s=0.1)))
+        try:
+            async with asyncio.timeout(20):
+                while nicenesses(group) != [7] * cores:  # noqa: ASYNC110 (nobody tells)
+                    await asyncio.sleep(0.01)
+            assert os.getpriority(os.PRIO_PROCESS, group) == os.getpriority(os.PRIO_PROCESS, 0)
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            await tools.close()
+
+    asyncio.run(go())
+
+
+def test_nice_work_is_counted_and_short_calls_stay_as_they_are():
+    """0.2 core-seconds, half of them nice, are 0.2; a call within its share has no process of its
+    own to make nicer."""
+    (half, short), _, _ = run(demand(0.2, nice=5, after_s=0.1), demand(0.05, nice=19, after_s=0.05))
+    assert half.cpu_ps / PS_PER_S == pytest.approx(0.2, rel=0.2)
+    assert short.cpu_ps / PS_PER_S == pytest.approx(0.05, rel=0.3)
 
 
 def test_pinned_to_the_tool_cores(monkeypatch):

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from marsbench.admission.base import Oversubscribe
 from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn, to_ps
 from marsbench.engine.base import EngineConfig
@@ -261,17 +262,11 @@ def test_admission_that_stops_the_run(fake):
         )  # fmt: skip
 
 
-class OneSlot:
+class OneSlot(Oversubscribe):
     """Tool dispatch with one slot, first come first served."""
-
-    def on_event(self, event):
-        pass
 
     def slots(self, view, now_s):
         return 1
-
-    def next_call(self, queue, view, now_s):
-        return 0
 
 
 class Sleeping:
