@@ -123,6 +123,8 @@ class Packing:
         if not candidates:
             return chosen
         alone = not any(info.resident for info in self._state.sessions.values())
+        if not any(self._may_enter(c, memory, places, alone=alone) for c in candidates):
+            return chosen  # whatever their order: nobody leaves while others enter
         for candidate in self.by_time_left(candidates, now_s, flip=flip):
             info = candidate.info
             root = info.top
@@ -143,6 +145,19 @@ class Packing:
             root.resident = True
             alone = False
         return chosen
+
+    def _may_enter(
+        self, candidate: SessionView, memory: Memory, places: float, *, alone: bool
+    ) -> bool:
+        """Whether it could be let in if it came first (a sub-agent perhaps after its root)."""
+        info = self._state.sessions[candidate.session]
+        if alone or info is not info.top:
+            return True
+        if places < 1 and math.isinf(info.rank):
+            return False
+        if not self._params.kv_signal:
+            return True
+        return memory.fits(info.private) and memory.fits(self.need(info, self._params.entry_turns))
 
     def by_time_left(
         self, candidates: Sequence[SessionView], now_s: float, *, flip: bool = False
@@ -177,7 +192,7 @@ class Packing:
         if view.num_running + view.num_waiting >= self._params.opportunity:
             return []
         free = view.free_blocks * self._block_size
-        for candidate in sorted(self.by_time_left(candidates, now_s), key=lambda c: c.info.rank):
-            if candidate.info.private + self._state.growth.mean <= free:
-                return [candidate.view]
-        return []
+        sessions, growth = self._state.sessions, self._state.growth.mean
+        fit = [c for c in candidates if sessions[c.session].private + growth <= free]
+        ordered = self.by_time_left(fit, now_s)
+        return [min(ordered, key=lambda c: c.info.rank).view] if ordered else []

@@ -56,7 +56,8 @@ class SessionInfo:
     @property
     def private(self) -> int:
         """Tokens of KV that are its own."""
-        return max(self.context - self.shared, 0)
+        tokens = self.context - self.shared
+        return tokens if tokens > 0 else 0
 
 
 class StreamState:
