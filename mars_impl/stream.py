@@ -56,8 +56,7 @@ class SessionInfo:
     @property
     def private(self) -> int:
         """Tokens of KV that are its own."""
-        tokens = self.context - self.shared
-        return tokens if tokens > 0 else 0
+        return max(self.context - self.shared, 0)
 
 
 class StreamState:
