@@ -58,16 +58,14 @@ class ControlPlane:
         if not self.params.control_plane:
             return pending
         packing, sessions = self.packing, self.state.sessions
-        tops = sum(
-            info.root == info.session and not math.isinf(info.rank) for info in sessions.values()
-        )
+        tops = self.state.num_admitted
         self._adapt(view, now_s, tops)
         memory = packing.suspend(view.num_blocks, now_s)
-        others = [c for c in pending if not packing.is_resident(sessions[c.session])]
-        chosen = sorted(
-            (c for c in pending if packing.is_resident(sessions[c.session])),
-            key=lambda c: (sessions[c.session].rank, c.session),
-        )
+        chosen: list[SessionView] = []
+        others: list[SessionView] = []
+        for candidate in pending:
+            (chosen if sessions[candidate.session].top.resident else others).append(candidate)
+        chosen.sort(key=lambda c: (sessions[c.session].rank, c.session))
         chosen += packing.enter(
             others, memory, now_s,
             places=self._limit() - tops, flip=bool(self.params.longest_first) and self.cpu.on,

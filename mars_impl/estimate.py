@@ -107,10 +107,10 @@ class ClassModel:
         self._history = history
         self._all: deque[_Finished] = deque(maxlen=history)
         self._classes: dict[int, deque[_Finished]] = {}
+        # What was answered since the last session ended.
         self._remaining: dict[tuple[int, int], float] = {}
-        """Answers of ``remaining_turns`` since the last session ended."""
+        self._left: dict[tuple[int, int], float] = {}
         self._active: dict[int, float] = {}
-        """Answers of ``active_s`` since then."""
 
     @staticmethod
     @lru_cache(maxsize=4096)
@@ -121,8 +121,8 @@ class ClassModel:
     def observe(self, first_prompt: int, *, turns: int, private: int, active_s: float) -> None:
         """A session has ended."""
         done = _Finished(turns, private, active_s)
-        self._remaining.clear()
-        self._active.clear()
+        for answers in (self._remaining, self._left, self._active):
+            answers.clear()
         self._all.append(done)
         key = self.key(first_prompt)
         if key not in self._classes:
@@ -134,33 +134,37 @@ class ClassModel:
         return own if own is not None and len(own) >= 5 else self._all
 
     def remaining_turns(self, first_prompt: int, turns: int) -> float:
-        """Expected further turns of a session that has had ``turns``."""
-        key = (self.key(first_prompt), turns)
-        answer = self._remaining.get(key)
+        """Expected further turns of a session that has had ``turns``: at least one."""
+        answer = self._remaining.get((first_prompt, turns))
         if answer is None:
             left = [m.turns - turns for m in self._members(first_prompt) if m.turns > turns]
             answer = sum(left) / len(left) if len(left) >= 3 else max(30.0 - turns, 10.0)
-            self._remaining[key] = answer
+            self._remaining[first_prompt, turns] = answer
         return answer
 
     def left_s(self, first_prompt: int, turns: int) -> float:
         """Expected time to the end, seconds, of a session that has had ``turns`` turns."""
-        whole = self.remaining_turns(first_prompt, 0)
-        share = min(self.remaining_turns(first_prompt, turns) / max(whole, 1.0), 1.0)
-        return share * self.active_s(first_prompt)
+        answer = self._left.get((first_prompt, turns))
+        if answer is None:
+            whole = self.remaining_turns(first_prompt, 0)
+            share = min(self.remaining_turns(first_prompt, turns) / max(whole, 1.0), 1.0)
+            answer = share * self.active_s(first_prompt)
+            self._left[first_prompt, turns] = answer
+        return answer
 
     def active_s(self, first_prompt: int) -> float:
         """Expected time from admission to end of a session of this class, seconds."""
+        answer = self._active.get(first_prompt)
+        if answer is None:
+            answer = self._active[first_prompt] = self._mean_active_s(first_prompt)
+        return answer
+
+    def _mean_active_s(self, first_prompt: int) -> float:
         if not self._all:
             return PRIOR_S_PER_TOKEN * first_prompt
-        key = self.key(first_prompt)
-        answer = self._active.get(key)
-        if answer is None:
-            own = self._classes.get(key, ())
-            overall = sum(m.active_s for m in self._all) / len(self._all)
-            answer = (sum(m.active_s for m in own) + 5 * overall) / (len(own) + 5)
-            self._active[key] = answer
-        return answer
+        own = self._classes.get(self.key(first_prompt), ())
+        overall = sum(m.active_s for m in self._all) / len(self._all)
+        return (sum(m.active_s for m in own) + 5 * overall) / (len(own) + 5)
 
 
 class _Finished:

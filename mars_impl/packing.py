@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 from mars_impl.lending import Lending
 from mars_impl.params import MarsParams
@@ -29,6 +31,24 @@ class Memory:
         return self.resident + self.borrowed + tokens <= self.capacity
 
 
+class Candidate(NamedTuple):
+    """A pending turn that might enter; sorts by ``key``."""
+
+    key: tuple[float, float, float]
+    view: SessionView
+    info: SessionInfo
+
+    @property
+    def starves(self) -> bool:
+        """It has waited too long."""
+        return self.key[0] == STARVES
+
+
+STARVES, WAITS = 0.0, 1.0
+_by_key = attrgetter("key")
+_by_rank = attrgetter("rank", "session")
+
+
 class Packing:
     """Residents stay in order of rank; places go to whoever is expected to be done soonest."""
 
@@ -42,15 +62,10 @@ class Packing:
 
     def need(self, info: SessionInfo, turns: float) -> float:
         """Tokens of KV a session is expected to hold ``turns`` turns from now."""
-        left = self._state.classes.remaining_turns(info.first_prompt, info.turns)
-        return info.private + self._state.growth.mean * min(turns, left)
-
-    def _root(self, info: SessionInfo) -> SessionInfo:
-        return self._state.sessions.get(info.root, info)
-
-    def is_resident(self, info: SessionInfo) -> bool:
-        """A sub-agent is when its root is, which cannot go on without it."""
-        return self._root(info).resident
+        if turns > 1.0:  # whoever is unfinished is expected to have at least one more
+            left = self._state.classes.remaining_turns(info.first_prompt, info.turns)
+            turns = min(turns, left)
+        return info.private + self._state.growth.mean * turns
 
     # --- who stays ---------------------------------------------------------------------------
 
@@ -60,34 +75,32 @@ class Packing:
         The highest rank always stays. Whoever lends its memory loses its place at once, others at
         the end of their turn: the next one waits at the gate, and their KV goes first in eviction.
         """
-        sessions = self._state.sessions
+        sessions = self._state.sessions.values()
         memory = Memory(
             self._params.kv_target * num_blocks * self._block_size,
             float(self._state.shared_resident),
         )
-        parents = {info.root for info in sessions.values() if info.root != info.session}
+        limited, headroom = bool(self._params.kv_signal), self._params.headroom_turns
         first = True
-        for info in sorted(
-            (info for info in sessions.values() if self.is_resident(info)),
-            key=lambda info: (info.rank, info.session),
-        ):
-            root = self._root(info)
+        for info in sorted([info for info in sessions if info.top.resident], key=_by_rank):
+            root = info.top
             if not root.resident:
                 continue  # its root was suspended in this walk
-            if info.session not in parents and self._lending.pays(info, now_s):
+            if info.phase == "tool" and not info.children and self._lending.pays(info, now_s):
                 info.resident = False
                 continue
-            need = self.need(info, self._params.headroom_turns)
-            kept = first or info is not root or not self._params.kv_signal
-            if kept or memory.fits(need):
+            need = self.need(info, headroom)
+            if first or info is not root or not limited or memory.fits(need):
                 memory.resident += need
                 first = False
             else:
                 root.resident = False
         memory.borrowed = sum(
-            float(info.private)
-            for info in sessions.values()
-            if info.phase == "engine" and not self.is_resident(info)
+            [
+                float(info.private)
+                for info in sessions
+                if info.phase == "engine" and not info.top.resident
+            ]
         )
         return memory
 
@@ -107,10 +120,14 @@ class Packing:
         ``places`` limits the new ones. Who starves goes first, and until it fits nobody passes it.
         """
         chosen: list[SessionView] = []
+        if not candidates:
+            return chosen
         alone = not any(info.resident for info in self._state.sessions.values())
+        if not any(self._may_enter(c, memory, places, alone=alone) for c in candidates):
+            return chosen  # whatever their order: nobody leaves while others enter
         for candidate in self.by_time_left(candidates, now_s, flip=flip):
-            info = self._state.sessions[candidate.session]
-            root = self._root(info)
+            info = candidate.info
+            root = info.top
             fresh = math.isinf(info.rank)
             if fresh and places < 1 and not alone:
                 continue
@@ -119,42 +136,49 @@ class Packing:
                 need += 0.0 if root.resident else self.need(root, self._params.headroom_turns)
             free = not self._params.kv_signal or alone or (info is not root and root.resident)
             if not free and not memory.fits(need):
-                if self._starves(candidate, now_s):
+                if candidate.starves:
                     break
                 continue
-            chosen.append(candidate)
+            chosen.append(candidate.view)
             memory.resident += need
             places -= fresh
             root.resident = True
             alone = False
         return chosen
 
+    def _may_enter(
+        self, candidate: SessionView, memory: Memory, places: float, *, alone: bool
+    ) -> bool:
+        """Whether it could be let in if it came first (a sub-agent perhaps after its root)."""
+        info = self._state.sessions[candidate.session]
+        if alone or info is not info.top:
+            return True
+        if places < 1 and math.isinf(info.rank):
+            return False
+        if not self._params.kv_signal:
+            return True
+        return memory.fits(info.private) and memory.fits(self.need(info, self._params.entry_turns))
+
     def by_time_left(
         self, candidates: Sequence[SessionView], now_s: float, *, flip: bool = False
-    ) -> list[SessionView]:
+    ) -> list[Candidate]:
         """Shortest expected time to the end first; whoever waited too long goes by age."""
         sign = -1.0 if flip else 1.0
-
-        def key(candidate: SessionView) -> tuple[float, float, float]:
-            if self._starves(candidate, now_s):
-                return (0.0, self._waits_since_s(candidate), 0.0)
-            return (1.0, sign * self._left_s(candidate), candidate.arrival_s)
-
-        return sorted(candidates, key=key)
-
-    def _left_s(self, candidate: SessionView) -> float:
-        root = self._root(self._state.sessions[candidate.session])
-        return self._state.classes.left_s(root.first_prompt, root.turns)
-
-    def _waits_since_s(self, candidate: SessionView) -> float:
-        info = self._state.sessions[candidate.session]
-        return candidate.arrival_s if math.isinf(info.rank) else info.since_s
-
-    def _starves(self, candidate: SessionView, now_s: float) -> bool:
-        root = self._root(self._state.sessions[candidate.session])
-        expected_s = self._state.classes.active_s(root.first_prompt)
-        bound_s = max(self._params.starvation_s, 3.0 * expected_s)
-        return now_s - self._waits_since_s(candidate) > bound_s
+        sessions, classes = self._state.sessions, self._state.classes
+        ordered = []
+        for view in candidates:
+            info = sessions[view.session]
+            root = info.top
+            arrival_s = view.arrival_s
+            since_s = arrival_s if math.isinf(info.rank) else info.since_s
+            patience_s = max(self._params.starvation_s, 3.0 * classes.active_s(root.first_prompt))
+            if now_s - since_s > patience_s:
+                key = (STARVES, since_s, 0.0)
+            else:
+                key = (WAITS, sign * classes.left_s(root.first_prompt, root.turns), arrival_s)
+            ordered.append(Candidate(key, view, info))
+        ordered.sort(key=_by_key)
+        return ordered
 
     def opportunity(
         self, candidates: Sequence[SessionView], view: SystemView, now_s: float
@@ -168,10 +192,7 @@ class Packing:
         if view.num_running + view.num_waiting >= self._params.opportunity:
             return []
         free = view.free_blocks * self._block_size
-        states = self._state.sessions
-        for candidate in sorted(
-            self.by_time_left(candidates, now_s), key=lambda c: states[c.session].rank
-        ):
-            if states[candidate.session].private + self._state.growth.mean <= free:
-                return [candidate]
-        return []
+        sessions, growth = self._state.sessions, self._state.growth.mean
+        fit = [c for c in candidates if sessions[c.session].private + growth <= free]
+        ordered = self.by_time_left(fit, now_s)
+        return [min(ordered, key=lambda c: c.info.rank).view] if ordered else []

@@ -68,7 +68,7 @@ class Mars:
         if not self._admits and event.kind == Kind.GPU_SUBMIT:
             info = self.state.sessions.get(event.session)
             if info is not None:
-                self.state.sessions.get(info.root, info).resident = True
+                info.top.resident = True
 
     # --- control plane ---------------------------------------------------------------------
 
@@ -98,8 +98,9 @@ class Mars:
         info = self.state.sessions.get(session)
         if info is None:
             return math.inf
-        guest = self.params.control_plane and not self.control.packing.is_resident(info)
-        return info.rank + (GUEST if guest else 0.0)
+        if info.top.resident or not self.params.control_plane:
+            return info.rank
+        return info.rank + GUEST
 
     def level(self, uncached_tokens: int) -> int:
         """Level of so much prompt left to compute."""

@@ -7,6 +7,7 @@ Everything here was observed; nothing is read from a trace's future.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mars_impl.estimate import ClassModel, GapModel, Growth, Waits
@@ -44,6 +45,13 @@ class SessionInfo:
     """When lending that place was last considered."""
     calls: dict[int, tuple[str, float]] = field(default_factory=dict)
     """Outstanding tool calls: index -> (name, start; inf while queued)."""
+    top: SessionInfo = field(init=False, repr=False, compare=False)
+    """The session ``root`` is while that is unfinished, else this one."""
+    children: int = 0
+    """Unfinished sub-agents whose root it is."""
+
+    def __post_init__(self) -> None:
+        self.top = self
 
     @property
     def private(self) -> int:
@@ -59,6 +67,8 @@ class StreamState:
     ) -> None:
         self.sessions: dict[int, SessionInfo] = {}
         """Unfinished sessions."""
+        self.num_admitted = 0
+        """Unfinished top-level sessions that have a rank."""
         self.growth = Growth()
         self.gaps = GapModel(gap_samples)
         self.waits = Waits()
@@ -79,6 +89,16 @@ class StreamState:
         """Time and used core time of the last telemetry."""
         self._next_rank = 0.0
         self._queued: dict[tuple[int, int, int], float] = {}
+        self._takes: dict[Kind, Callable[[SessionInfo, Event], None]] = {
+            Kind.TURN_READY: self._ready,
+            Kind.GPU_SUBMIT: self._submit,
+            Kind.GPU_SCHED_FIRST: self._start,
+            Kind.GPU_END: self._turn_end,
+            Kind.SESSION_END: self._end,
+            Kind.TOOL_ENQUEUED: self._tool_queued,
+            Kind.TOOL_START: self._tool_start,
+            Kind.TOOL_END: self._tool_end,
+        }
 
     def on_event(self, event: Event) -> None:
         """Take one event in."""
@@ -90,23 +110,9 @@ class StreamState:
         if kind == Kind.CPU_STATS:
             self._cores(event)
             return
-        info = self.sessions.get(event.session)
-        if info is None:
-            return
-        if kind == Kind.TURN_READY:
-            self._ready(info, event)
-        elif kind == Kind.GPU_SUBMIT:
-            self._submit(info, event)
-        elif kind == Kind.GPU_SCHED_FIRST:
-            if event.turn == 0:
-                info.shared = event.args[0]
-                self.shared_resident = max(self.shared_resident, event.args[0])
-        elif kind == Kind.GPU_END:
-            self._turn_end(info, event)
-        elif kind == Kind.SESSION_END:
-            self._end(info, event)
-        else:
-            self._tool(info, event)
+        take = self._takes.get(kind)
+        if take is not None and (info := self.sessions.get(event.session)) is not None:
+            take(info, event)
 
     def _pass_time(self, now_s: float) -> None:
         span = now_s - self.now_s
@@ -134,6 +140,8 @@ class StreamState:
         if holder is not None:
             info.root = holder.root
             info.rank = holder.rank
+            info.top = self.sessions.get(info.root, info)
+            info.top.children += info.top is not info
         self.sessions[event.session] = info
 
     def _ready(self, info: SessionInfo, event: Event) -> None:
@@ -160,6 +168,12 @@ class StreamState:
             if math.isinf(info.rank):
                 info.rank = self._next_rank
                 self._next_rank += 1.0
+                self.num_admitted += info.root == info.session
+
+    def _start(self, info: SessionInfo, event: Event) -> None:
+        if event.turn == 0:
+            info.shared = event.args[0]
+            self.shared_resident = max(self.shared_resident, event.args[0])
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
         info.turns += 1
@@ -169,6 +183,12 @@ class StreamState:
     def _end(self, info: SessionInfo, event: Event) -> None:
         self._moves(info, "done", event)
         del self.sessions[info.session]
+        if info.top is not info:
+            info.top.children -= 1
+        elif info.children:
+            self._orphan(info)
+        if info.root == info.session and not math.isinf(info.rank):
+            self.num_admitted -= 1
         if info.root == info.session and info.turns:
             self.classes.observe(
                 info.first_prompt,
@@ -177,15 +197,22 @@ class StreamState:
                 active_s=event.time_s - info.admitted_s,
             )
 
-    def _tool(self, info: SessionInfo, event: Event) -> None:
+    def _orphan(self, root: SessionInfo) -> None:
+        """Sub-agents that outlive their root are on their own."""
+        for info in self.sessions.values():
+            if info.top is root:
+                info.top = info
+
+    def _tool_queued(self, info: SessionInfo, event: Event) -> None:
+        info.calls[event.call] = (event.name, math.inf)
+        self._queued[event.session, event.turn, event.call] = event.time_s
+
+    def _tool_start(self, info: SessionInfo, event: Event) -> None:
+        info.calls[event.call] = (event.name, event.time_s)
         key = (event.session, event.turn, event.call)
-        if event.kind == Kind.TOOL_ENQUEUED:
-            info.calls[event.call] = (event.name, math.inf)
-            self._queued[key] = event.time_s
-        elif event.kind == Kind.TOOL_START:
-            info.calls[event.call] = (event.name, event.time_s)
-            waited = event.time_s - self._queued.pop(key, event.time_s)
-            self.tool_wait_s += self._ema * (waited - self.tool_wait_s)
-        elif event.kind == Kind.TOOL_END:
-            name, start_s = info.calls.pop(event.call, (event.name, event.time_s))
-            self.gaps.observe(name, event.time_s - start_s)
+        waited = event.time_s - self._queued.pop(key, event.time_s)
+        self.tool_wait_s += self._ema * (waited - self.tool_wait_s)
+
+    def _tool_end(self, info: SessionInfo, event: Event) -> None:
+        name, start_s = info.calls.pop(event.call, (event.name, event.time_s))
+        self.gaps.observe(name, event.time_s - start_s)

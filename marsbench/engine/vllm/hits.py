@@ -11,10 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
-from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
-from marsbench.engine.vllm.views import EngineTurn
+from marsbench.engine.vllm.views import EngineTurn, HitEnd
+
+GROUP = make_block_hash_with_group_id(BlockHash(b""), 0)
+"""What makes a block's hash the key of the one group's block."""
 
 
 class PrefixHits:
@@ -41,8 +44,19 @@ class PrefixHits:
             return int(self._manager.get_computed_blocks(request)[1])
         if not self._manager.prefix_cache_lookup_enabled(request):
             return 0
-        turn.hit_blocks = self._search(request, turn.hit_blocks)
+        if not self._still(turn.hit, request):
+            turn.hit_blocks, turn.hit = self._search(request, turn.hit_blocks)
         return turn.hit_blocks * self._block_size
+
+    def _still(self, end: HitEnd | None, request: Any) -> bool:
+        """Whether a hit ends where it did."""
+        found = self._pool.cached_block_hash_to_block.get_one_block
+        return (
+            end is not None
+            and end.num_tokens == request.num_tokens
+            and (end.cached is None or found(end.cached) is not None)
+            and (end.missing is None or found(end.missing) is None)
+        )
 
     def evictable_at_most(self, turn: EngineTurn, limit: int) -> bool:
         """Whether no more than ``limit`` blocks of the turn's hit are unreferenced."""
@@ -52,13 +66,13 @@ class PrefixHits:
             return bool(sum(block.ref_cnt == 0 for block in hit) <= limit)
         hashes, found = request.block_hashes, self._pool.cached_block_hash_to_block.get_one_block
         for index in range(self.tokens(turn) // self._block_size - 1, -1, -1):
-            if found(make_block_hash_with_group_id(hashes[index], 0)).ref_cnt == 0:
+            if found(hashes[index] + GROUP).ref_cnt == 0:
                 limit -= 1
                 if limit < 0:
                     return False
         return True
 
-    def _search(self, request: Any, near: int) -> int:
+    def _search(self, request: Any, near: int) -> tuple[int, HitEnd]:
         """Number of leading blocks that are cached; ``near`` is where it may be."""
         hashes = request.block_hashes
         # The last token is always computed, so that there is something to sample from.
@@ -67,7 +81,7 @@ class PrefixHits:
         low, high = 0, most + 1  # ``low`` blocks are cached, ``high`` are not
         probe, stride = min(near, most), 1
         while high - low > 1:
-            if probe == 0 or found(make_block_hash_with_group_id(hashes[probe - 1], 0)) is not None:
+            if probe == 0 or found(hashes[probe - 1] + GROUP) is not None:
                 low = probe
                 probe = low + stride if high > most else (low + high) // 2
             else:
@@ -75,4 +89,6 @@ class PrefixHits:
                 probe = high - stride if low == 0 else (low + high) // 2
             stride *= 2
             probe = min(max(probe, low + 1), high - 1)
-        return low
+        cached = hashes[low - 1] + GROUP if low else None
+        missing = hashes[low] + GROUP if low < most else None
+        return low, HitEnd(request.num_tokens, cached, missing)

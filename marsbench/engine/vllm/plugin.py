@@ -98,7 +98,7 @@ class SyncServedScheduler(PolicyScheduler):
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         done = super().update_from_output(*args, **kwargs)
-        for request_id in list(self._tokenless):
+        for request_id in list(self._tokenless) if self._tokenless else ():
             self._maybe_first_token(self.requests[request_id])
         self._link.flush(self._sizes, now=not self.requests)
         return done

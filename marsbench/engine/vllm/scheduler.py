@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -24,7 +25,15 @@ from marsbench.engine.vllm.retention import Pins, picoseconds
 from marsbench.engine.vllm.views import EngineTurn, TurnInfo, VllmView, held_blocks
 from marsbench.errors import PolicyError
 from marsbench.events import Unpin
-from marsbench.scheduler.base import EngineOrder, NoRetention, RetentionPolicy, SchedulingPolicy
+from marsbench.scheduler.base import (
+    EngineOrder,
+    EngineView,
+    Key,
+    NoRetention,
+    RetentionPolicy,
+    SchedulingPolicy,
+    TurnView,
+)
 
 
 class Host(Protocol):
@@ -42,6 +51,15 @@ class Host(Protocol):
     def on_unpin(
         self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
     ) -> None: ...
+
+
+class WaitingQueue(FCFSRequestQueue):
+    """vLLM's queue, but while ``closed`` the parent's ``schedule()`` finds nothing in it."""
+
+    closed = False
+
+    def __bool__(self) -> bool:
+        return not self.closed and len(self) > 0
 
 
 class PolicyScheduler(Scheduler):
@@ -67,16 +85,21 @@ class PolicyScheduler(Scheduler):
         self.pins = Pins(retention, pool, host.on_pin, host.on_unpin)
         self._resort_ps = picoseconds(scheduling.resort_s, "resort_s")
         self._now_ps = 0
+        self._hooked = False
         self._resort = True
         self._sorted_ps = -1
         self._quanta: dict[str, int | None] = {}
         self._step_tokens = 0
         self._num_requests = 0
+        self._refused = 0
+        """Waiting turns passed over in this step because they do not fit."""
+        self._refused_free = -1
+        """No waiting turn fits into so many free blocks; -1: not known."""
         if not self.stock_order:
             # The priority branch of the parent is the one that can preempt any running request;
             # its waiting queue is replaced by a list that is sorted here.
             self.policy = VllmPolicy.PRIORITY
-            self.waiting = FCFSRequestQueue()
+            self.waiting = WaitingQueue()
             self.kv_holding_waiting = FCFSRequestQueue()
 
     def _pinned_blocks(self) -> int:
@@ -136,10 +159,31 @@ class PolicyScheduler(Scheduler):
         self._quanta.clear()
         if self.pins.before_step(self.view, self._now_ps):
             self._resort = True
-        if not self.stock_order:
-            self._sort()
         self._hook_running()
-        return super().schedule(*args, **kwargs)
+        if self.stock_order:
+            return super().schedule(*args, **kwargs)
+        self._sort()
+        self.waiting.closed = self.view.free_blocks <= self._refused_free
+        self._refused = 0
+        step = super().schedule(*args, **kwargs)
+        if self.waiting.closed:
+            self.waiting.closed = False
+        else:
+            self._refused_free = self.view.free_blocks if self._all_refused() else -1
+        return step
+
+    def _all_refused(self) -> bool:
+        """Whether the waiting turns need asking again only after a change, or with more memory.
+
+        So it is where each was passed over for want of memory, needs its whole prompt's blocks
+        whatever the step's token budget, and no prefill goes on that could become another's hit.
+        """
+        return (
+            0 < self._refused == len(self.waiting)
+            and not self._quanta
+            and self.scheduler_reserve_full_isl
+            and self.connector is None
+        )
 
     def _hook_running(self) -> None:
         """Spare the parent calls of ours that would change nothing: one or two a running turn.
@@ -164,6 +208,7 @@ class PolicyScheduler(Scheduler):
 
     def _hook(self, *, allocate: bool, split: bool) -> None:
         """Have the parent call ours from here on, or its own."""
+        self._hooked = allocate and split
         manager = self.kv_cache_manager
         manager.allocate_slots = self._allocate_slots if allocate else self._stock_allocate
         ours = split and not self.stock_order
@@ -173,17 +218,25 @@ class PolicyScheduler(Scheduler):
         if not self._resort and self._now_ps < self._sorted_ps + self._resort_ps:
             return
         self._resort = False
+        self._refused_free = -1
         self._sorted_ps = self._now_ps
-        now_s, order, view = to_s(self._now_ps), self.order, self.view
         if len(self.waiting) > 1:
-            turns = [self.turn(request) for request in self.waiting]
-            turns.sort(key=lambda turn: (order.waiting_key(turn, view, now_s), turn.sequence))
+            ordered = self._ordered(self.waiting, self.order.waiting_key)
             self.waiting.clear()
-            self.waiting.extend(turn.request for turn in turns)
-        if order.reorders_running and len(self.running) > 1:
-            turns = [self.turn(request) for request in self.running]
-            turns.sort(key=lambda turn: (order.running_key(turn, view, now_s), turn.sequence))
-            self.running[:] = [turn.request for turn in turns]
+            self.waiting.extend(ordered)
+        if self.order.reorders_running and len(self.running) > 1:
+            self.running[:] = self._ordered(self.running, self.order.running_key)
+
+    def _ordered(
+        self, requests: Iterable[Request], key: Callable[[TurnView, EngineView, float], Key]
+    ) -> list[Request]:
+        now_s, view, turns = to_s(self._now_ps), self.view, self._turns
+        keyed = []
+        for request in requests:
+            turn = turns[request.request_id]
+            keyed.append((key(turn, view, now_s), turn.sequence, request))
+        keyed.sort()  # no two sequences are equal
+        return [request for _, _, request in keyed]
 
     def _mamba_block_aligned_split(
         self, request: Request, num_new_tokens: int, local: int = 0, external: int = 0
@@ -257,12 +310,14 @@ class PolicyScheduler(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """False lets the parent pass over a waiting request: one that does not fit, if allowed."""
-        self._hook(allocate=True, split=True)
+        if not self._hooked:
+            self._hook(allocate=True, split=True)
         ready = bool(super()._handle_blocked_waiting_request(request))
         if not ready or self.stock_order or not self.order.skip_blocked():
             return ready
         while not self._admissible(request):
             if not self._reclaim(request, admitting=True):
+                self._refused += 1
                 return False
         return True
 

@@ -22,35 +22,43 @@ class TurnInfo(NamedTuple):
     is_last: bool = False
 
 
+class HitEnd(NamedTuple):
+    """Where a prefix hit ends: while this holds, it ends there still."""
+
+    num_tokens: int
+    cached: bytes | None
+    """Key of its last block; None if it has none."""
+    missing: bytes | None
+    """Key of the block after it; None if no more can be hit."""
+
+
 class EngineTurn:
     """A vLLM request as a policy reads it."""
 
-    __slots__ = ("_manager", "hit_blocks", "info", "last_scheduled_s", "request", "sequence")
+    __slots__ = (
+        "_manager",
+        "hit",
+        "hit_blocks",
+        "info",
+        "last_scheduled_s",
+        "ready_s",
+        "request",
+        "sequence",
+        "session",
+        "session_arrival_s",
+        "turn_index",
+    )
 
     def __init__(self, request: Any, info: TurnInfo, sequence: int, manager: Any) -> None:
         self.request = request
         self.info = info
         self.sequence = sequence
+        self.session, self.turn_index, self.session_arrival_s, self.ready_s = info[:4]
         self.last_scheduled_s = info.ready_s
         self.hit_blocks = 0
         """Prefix hit when last asked: a hint where to look first."""
+        self.hit: HitEnd | None = None
         self._manager = manager
-
-    @property
-    def session(self) -> int:
-        return self.info.session
-
-    @property
-    def turn_index(self) -> int:
-        return self.info.turn_index
-
-    @property
-    def session_arrival_s(self) -> float:
-        return self.info.session_arrival_s
-
-    @property
-    def ready_s(self) -> float:
-        return self.info.ready_s
 
     @property
     def prompt_tokens(self) -> int:
