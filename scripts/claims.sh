@@ -7,7 +7,7 @@
 #   tables     results/reference/claims/*.md from finished runs
 # Environment: OUT (runs/claims), JOBS (runs at a time, 2), MARSBENCH (marsbench), PYTHON (python3), ARGS
 # (more options for every run, such as "--seeds 1"). An interrupted set goes on where it was.
-# Three times faster with the compiled core: scripts/compile_core.py, export MARSBENCH_COMPILED=...
+# A quarter to a half faster with the compiled core: scripts/compile_core.py, export MARSBENCH_COMPILED=...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/claims} JOBS=${JOBS:-2} MARSBENCH=${MARSBENCH:-marsbench} PYTHON=${PYTHON:-python3}
