@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The runs behind results/reference/claims, two at a time: scripts/claims.sh SET... [--list]
 #   generated  four workloads, four deployments, seven loads     static     the best fixed window there
-#   tuned      baselines with tuned parameters there             scarce     few tool cores
+#   tuned      baselines with tuned parameters, on two of these  scarce     few tool cores
 #   ablations  MARS with parts taken away                        core       cells on vLLM's own scheduler
 #   trace, trace-profiles, trace-scarce                          a recorded trace, TRACE=FILE
 #   tables     results/reference/claims/*.md from finished runs
 # Environment: OUT (runs/claims), JOBS (runs at a time, 2), MARSBENCH (marsbench), PYTHON (python3), ARGS
 # (more options for every run, such as "--seeds 1"). An interrupted set goes on where it was.
-# Three times faster with the compiled core: scripts/compile_core.py, export MARSBENCH_COMPILED=...
+# A quarter to a half faster with the compiled core: scripts/compile_core.py, export MARSBENCH_COMPILED=...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/claims} JOBS=${JOBS:-2} MARSBENCH=${MARSBENCH:-marsbench} PYTHON=${PYTHON:-python3}
@@ -38,7 +38,14 @@ each_gpu() { # NAME FILES: a run for each workload and GPU, with the models of c
 runs() { # NAME ARGUMENTS of every run of a set
   case $1 in
   generated) each_gpu generated "$X/claims.yaml" ;;
-  static | tuned) each_gpu "$1" "$X/claims.yaml $X/claims-$1.yaml" ;;
+  static) each_gpu static "$X/claims.yaml $X/claims-static.yaml" ;;
+  tuned) # the paper's two ends
+    for w in $WORKLOADS; do
+      for p in $H100 $H200; do
+        echo "tuned-$w-${p%%-*} $X/claims.yaml $X/claims-tuned.yaml -w $w --profile $p" \
+          "--tool-cores $(cores "$w") --sessions $(sessions "$p")"
+      done
+    done ;;
   scarce)
     local files="$X/claims.yaml $X/claims-scarce.yaml"
     while read -r w p c; do

@@ -61,7 +61,9 @@ class Pairs:
 
 def read(runs: list[Path]) -> Pairs:
     """Everything the claims need from these folders."""
-    frames, inputs, commits = [], {}, set()
+    frames: list[pd.DataFrame] = []
+    inputs: dict[str, str] = {}
+    commits: set[str] = set()
     for run in runs:
         summary = json.loads((run / "summary.json").read_text())
         frames.append(pd.DataFrame([row(cell) for cell in summary["cells"]]))
@@ -129,7 +131,7 @@ def pairs(rows: pd.DataFrame, inputs: dict[str, str], commits: set[str]) -> Pair
     logs["throughput"] = np.log(both["throughput_mars"] / both["throughput"])
     named = pd.concat([both[[*CELL, "system", "seed"]], pd.DataFrame(logs)], axis=1)
     group = [*CELL, "system"]
-    ratios = np.exp(named.drop(columns="seed").groupby(group).mean()).add_suffix("_ratio")
+    ratios = named.drop(columns="seed").groupby(group).mean().apply(np.exp).add_suffix("_ratio")
     means = both.groupby(group).agg(
         **{name: (name, "mean") for name in (*LATENCIES, "goodput", "throughput")},
         mean_s_mars=("mean_s_mars", "mean"),
