@@ -89,9 +89,11 @@ class ControlPlane:
         if view.tool_cores:
             ratio = (view.tools_running + view.tools_queued) / view.tool_cores
             wait = self.state.tool_wait_s
+            # Many calls on idle cores wait for something else, and a smaller window would not help.
+            computes = not self.state.cores_told or self.state.tool_busy >= p.cpu_busy
             self.cpu.update(
-                high=ratio >= p.cpu_high or wait >= p.cpu_wait_high_s,
-                low=ratio <= p.cpu_low and wait <= p.cpu_wait_low_s,
+                high=computes and (ratio >= p.cpu_high or wait >= p.cpu_wait_high_s),
+                low=not computes or (ratio <= p.cpu_low and wait <= p.cpu_wait_low_s),
             )
         if self.cpu.on and p.cpu_signal:
             base = min(self.window, float(max(tops, 1)))

@@ -41,6 +41,9 @@ class MarsParams:
     window_increase: float = _param(1, "sessions", "preview")
     cpu_low: float = _param(1.0, "calls per core", "preview scripts")
     cpu_high: float = _param(4.0, "calls per core", "preview scripts")
+    cpu_busy: float = _param(
+        0.9, "share of cores", "ours: tool cores less busy than this are not under pressure"
+    )
     cpu_wait_low_s: float = _param(2.0, "s", "preview")
     cpu_wait_high_s: float = _param(5.0, "s", "preview")
     ema: float = _param(0.2, "weight of the new value", "preview")

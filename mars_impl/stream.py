@@ -80,6 +80,8 @@ class StreamState:
         """Share of recent time in which the engine had a turn to work on."""
         self.tool_busy = 0.0
         """Share of the tool cores' recent time that calls have used; 0 where nobody tells."""
+        self.cores_told = False
+        """Whether anybody does."""
         self._in_engine = 0
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
@@ -126,6 +128,7 @@ class StreamState:
         self._cores_seen = (event.time_s, event.args[2])
         span_s = event.time_s - then_s
         if self._tool_cores and span_s > 0:
+            self.cores_told = True
             used = (event.args[2] - before_ps) / PS_PER_S / (span_s * self._tool_cores)
             keep = math.exp(-span_s / BUSY_WINDOW_S)
             self.tool_busy = keep * self.tool_busy + (1.0 - keep) * min(used, 1.0)

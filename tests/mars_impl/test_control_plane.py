@@ -439,6 +439,25 @@ def test_no_opportunism_means_nobody_beside_the_residents(build):
 # --- tool slots -------------------------------------------------------------------------------
 
 
+def test_many_calls_on_idle_cores_are_no_pressure(build):
+    """Ten sessions, 80 calls on 8 cores. While telemetry says that an eighth of the cores is used, the
+    calls wait for something else: no window. When all cores have been used for five minutes
+    (1 - e^-2.5 = 92 %), it closes.
+    """
+    params = {**PLAIN, "cpu_low": 1, "cpu_high": 4, "cpu_busy": 0.9}
+    mars = Mars(build.context(params=params, tool_cores=8))
+    story = build.story(mars.on_event)
+    for session in range(10):
+        story.arrive(session, 0.0, 100).submit(session, 0.0)
+    view = {"tool_cores": 8, "tools_running": 80}
+    story.cores(0.0, 0.0).cores(300.0, 300.0)
+    ask(mars, build, [(0, 0.0, 100, 1)], 301.0, **view)
+    assert mars.control.window == math.inf
+    story.cores(600.0, 300.0 + 8 * 300.0)
+    ask(mars, build, [(0, 0.0, 100, 1)], 601.0, **view)
+    assert mars.control.window == 7.0
+
+
 def test_tool_slots_follow_the_cores(build):
     """4 calls per core on 8 cores: 32; half a call per core on one core: at least 1; no limit: none."""
     mars, _ = mars_of(build, slots_per_core=4)
