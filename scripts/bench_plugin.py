@@ -64,7 +64,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument(
-        "--repeats", type=int, default=None, help="rounds of all contenders (steps: 6; engine: 40)"
+        "--repeats", type=int, default=None, help="rounds of all contenders (steps: 6; engine: 15)"
     )
     parser.add_argument("--modes", nargs="+", choices=["sync", "async"], default=None)
     parser.add_argument("--loads", nargs="+", choices=list(LOADS), default=list(LOADS))
@@ -78,7 +78,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help=f"put them into {RESULT.name}")
     given = parser.parse_args(arguments)
     if given.repeats is None:
-        given.repeats = 6 if given.part == "steps" else 40
+        given.repeats = 6 if given.part == "steps" else 15
     if min(given.repeats, given.steps, given.sessions, given.layers, *given.running) < 1:
         parser.error("--repeats, --steps, --sessions, --layers and --running must be positive")
     given.modes = given.modes or ["sync", "async"]

@@ -2,7 +2,10 @@
 
 One vLLM engine core in this process, with a tiny random model on one CPU core: the same model
 runner and the same KV memory for all contenders; only the scheduler object is exchanged, whenever
-the engine is empty. A segment is the same closed loop of sessions from its first turn to its last.
+the engine is empty. A segment is the same closed loop of sessions from its first turn to its last,
+so that all run the same batches. What a machine does to the model's share of the time is then no
+difference between contenders: ``throughput_lost`` counts the CPU time inside the scheduler alone,
+against the whole. The quotient of whole segments is told too; it is less sure and leaves nothing out.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from plugin_numbers import MARS, NULL, STOCK, summary, told
+from plugin_numbers import MARS, NULL, STOCK, interval, summary, told
 from plugin_steps import in_child
 
 from marsbench.engine.live.tiny_model import write_tiny_model
@@ -51,6 +56,16 @@ class Traffic:
         return self.sessions * (longest // BLOCK + 1) * 3 // 2
 
 
+class Segment(NamedTuple):
+    """What one took."""
+
+    cpu_s: float
+    wall_s: float
+    scheduler_s: float
+    """CPU time within the engine's calls of the scheduler."""
+    steps: int
+
+
 class Engine:
     """vLLM's engine core, and the schedulers it is given in turn."""
 
@@ -71,7 +86,9 @@ class Engine:
                 self._config, Executor.get_class(self._config), log_stats=False
             )
         self._mode = mode
-        self._schedulers = {STOCK: self._core.scheduler}
+        self._inside: dict[int, float] = {}
+        """CPU seconds inside each scheduler, by its id."""
+        self._schedulers = {STOCK: self._clocked(self._core.scheduler)}
         self._made = 0
 
     def add(self, name: str, folder: Path) -> None:
@@ -86,24 +103,26 @@ class Engine:
         }
         cls = SyncServedScheduler if self._mode == "sync" else ServedScheduler
         with quietly():
-            self._schedulers[name] = cls(
+            scheduler = cls(
                 vllm_config=self._config,
                 kv_cache_config=stock.kv_cache_config,
                 structured_output_manager=self._core.structured_output_manager,
                 block_size=BLOCK,
                 hash_block_size=BLOCK,
             )
+        self._schedulers[name] = self._clocked(scheduler)
 
-    def play(self, name: str, traffic: Traffic, seed: int) -> tuple[float, float, float]:
-        """(CPU seconds, wall seconds, tokens per step) of one segment with one scheduler."""
+    def play(self, name: str, traffic: Traffic, seed: int) -> Segment:
+        """One segment with one scheduler."""
         core = self._core
-        core.scheduler = self._schedulers[name]
+        core.scheduler = scheduler = self._schedulers[name]
         rng = np.random.default_rng(seed)
         size = traffic.first_tokens + traffic.turns * traffic.new_tokens
         fresh = rng.integers(0, 1000, (traffic.sessions, size)).tolist()
         contexts: list[list[int]] = [[] for _ in fresh]
         open_turns: dict[str, tuple[int, int]] = {}
         gc.collect()
+        scheduler_s = self._inside.get(id(scheduler), 0.0)
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         for session in range(traffic.sessions):
             self._send(traffic, seed, session, 0, contexts, fresh, open_turns)
@@ -120,10 +139,29 @@ class Engine:
                     del open_turns[output.request_id]
                     if turn + 1 < traffic.turns:
                         self._send(traffic, seed, session, turn + 1, contexts, fresh, open_turns)
-        spent = time.process_time() - cpu_s, time.perf_counter() - wall_s
+        cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
         if made != traffic.tokens:
             raise EngineError(f"{name}: asked for {traffic.tokens} tokens, got {made}")
-        return *spent, made / steps
+        scheduler_s = self._inside[id(scheduler)] - scheduler_s
+        return Segment(cpu_s, wall_s, scheduler_s, steps)
+
+    def _clocked(self, scheduler: Any) -> Any:
+        """The scheduler, with the CPU time of the engine's calls of it added up."""
+        for name in ("add_request", "schedule", "update_from_output"):
+            setattr(scheduler, name, self._clock(getattr(scheduler, name), id(scheduler)))
+        return scheduler
+
+    def _clock(self, call: Callable[..., Any], key: int) -> Callable[..., Any]:
+        inside = self._inside
+
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            start_s = time.thread_time()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                inside[key] = inside.get(key, 0.0) + time.thread_time() - start_s
+
+        return clocked
 
     def _send(
         self,
@@ -170,9 +208,7 @@ def measure_engine(mode: str, layers: int, traffic: Traffic, repeats: int) -> di
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     names = (STOCK, NULL, MARS)
-    cpu_s: dict[str, list[float]] = {name: [] for name in names}
-    wall_s: dict[str, list[float]] = {name: [] for name in names}
-    batch = {}
+    segments: dict[str, list[Segment]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder) / "model", max_model_len=MAX_MODEL_LEN, layers=layers)
         engine = Engine(mode, model, traffic)
@@ -183,21 +219,42 @@ def measure_engine(mode: str, layers: int, traffic: Traffic, repeats: int) -> di
         for number in range(repeats):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
-                cpu, wall, batch[name] = engine.play(name, traffic, number + 1)
-                cpu_s[name].append(cpu)
-                wall_s[name].append(wall)
+                segments[name].append(engine.play(name, traffic, number + 1))
         engine.close()
-    per_cpu_s = {name: [traffic.tokens / s for s in runs] for name, runs in cpu_s.items()}
-    per_s = {name: [traffic.tokens / s for s in runs] for name, runs in wall_s.items()}
     return {
         "mode": mode,
         "load": f"{layers} layers",
         "sessions": traffic.sessions,
         "traffic": asdict(traffic),
-        "tokens_per_step": batch,
+        "steps": {name: played[0].steps for name, played in segments.items()},
+        **rates(segments, traffic.tokens),
+        "scheduler_us_per_step": {
+            name: statistics.median(s.scheduler_s / s.steps * 1e6 for s in played)
+            for name, played in segments.items()
+        },
+        "throughput_lost": {name: lost(segments[name], segments[STOCK]) for name in names[1:]},
+    }
+
+
+def rates(segments: dict[str, list[Segment]], tokens: int) -> dict[str, Any]:
+    """Tokens per second of CPU time, and of time."""
+    per_cpu_s = {name: [tokens / s.cpu_s for s in played] for name, played in segments.items()}
+    per_s = {name: [tokens / s.wall_s for s in played] for name, played in segments.items()}
+    return {
         "tokens_per_cpu_s": summary(per_cpu_s, "tokens_per_cpu_s", STOCK),
         "tokens_per_s": summary(per_s, "tokens_per_s", STOCK),
     }
+
+
+def lost(ours: list[Segment], stock: list[Segment]) -> dict[str, float]:
+    """Share of the throughput that goes into what our scheduler needs beyond the stock one."""
+    whole_s = statistics.median(s.cpu_s for s in (*ours, *stock))
+    shares = []
+    for a, b in zip(ours, stock, strict=True):
+        more_s = a.scheduler_s - b.scheduler_s
+        shares.append(more_s / (whole_s + more_s))
+    low, high = interval(shares)
+    return {"share": statistics.median(shares), "low": low, "high": high}
 
 
 def engine_cells(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -214,4 +271,12 @@ def engine_cells(given: argparse.Namespace) -> list[dict[str, Any]]:
         for key in ("tokens_per_cpu_s", "tokens_per_s"):
             parts = [told(name, row, key, key) for name, row in cell[key].items()]
             print(f"engine, {mode:5} {cell['load']}: {'; '.join(parts)}", flush=True)
+        for name, row in cell["throughput_lost"].items():
+            print(
+                f"engine, {mode:5} {cell['load']}: {name} "
+                f"{cell['scheduler_us_per_step'][name]:.0f} us a step in the scheduler (stock "
+                f"{cell['scheduler_us_per_step'][STOCK]:.0f}): {row['share']:.2%} "
+                f"[{row['low']:.2%}, {row['high']:.2%}] of the throughput lost",
+                flush=True,
+            )
     return cells
