@@ -51,9 +51,9 @@ class Traffic:
 
     @property
     def blocks(self) -> int:
-        """KV for all sessions at their longest, and half as much again."""
+        """KV for all sessions at their longest, and half as much again; at least vLLM's minimum."""
         longest = self.first_tokens + self.turns * (self.new_tokens + self.output_tokens)
-        return self.sessions * (longest // BLOCK + 1) * 3 // 2
+        return max(self.sessions * (longest // BLOCK + 1) * 3 // 2, MAX_MODEL_LEN // BLOCK)
 
 
 class Segment(NamedTuple):
