@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,7 +267,7 @@ def engine_cells(given: argparse.Namespace) -> list[dict[str, Any]]:
     traffic = Traffic(sessions=given.sessions)
     cells = []
     for mode in given.modes:
-        cell = in_child(lambda m=mode: measure_engine(m, given.layers, traffic, given.repeats))
+        cell = in_child(partial(measure_engine, mode, given.layers, traffic, given.repeats))
         cells.append(cell)
         for key in ("tokens_per_cpu_s", "tokens_per_s"):
             parts = [told(name, row, key, key) for name, row in cell[key].items()]

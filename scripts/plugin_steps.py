@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def measure_steps(mode: str, load: Load, repeats: int, steps: int, vllm: Any) ->
     for number in range(repeats):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            found[name].append(in_child(lambda n=name: sample(mode, n, load, steps, vllm)))
+            found[name].append(in_child(partial(sample, mode, name, load, steps, vllm)))
     runs = {name: [row["us_per_step"] for row in rows] for name, rows in found.items()}
     each = {
         name: [row["us_per_step"] / max(row["running"], 1.0) for row in rows]
