@@ -20,16 +20,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-if find_spec("vllm") is None:  # not the environment that has vLLM: start again in that one
-    vllm_python = Path(__file__).resolve().parent.parent / ".venv-vllm" / "bin" / "python"
-    if not vllm_python.exists():
-        sys.exit("bench_engines: needs vLLM: run scripts/setup_vllm_cpu.sh, which makes .venv-vllm")
-    os.execv(vllm_python, [str(vllm_python), *sys.argv])  # noqa: S606
+from vllm_python import has_vllm, restart
+
+if not has_vllm():
+    restart("bench_engines")
 
 import numpy as np
 

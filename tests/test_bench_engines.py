@@ -58,10 +58,10 @@ def test_without_vllm_it_names_the_setup_script(tmp_path: Path) -> None:
     """Where neither this environment nor .venv-vllm has vLLM, one line says what to run."""
     lonely = tmp_path / "scripts" / "bench_engines.py"
     lonely.parent.mkdir()
-    lonely.write_bytes(SCRIPT.read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-S", "-I", str(lonely)], capture_output=True, text=True, check=False
-    )
+    for source in (SCRIPT, SCRIPT.with_name("vllm_python.py")):
+        (lonely.parent / source.name).write_bytes(source.read_bytes())
+    command = [sys.executable, "-S", "-E", "-s", str(lonely)]  # no packages but Python's own
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "scripts/setup_vllm_cpu.sh" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -145,3 +145,29 @@ def test_events_of_unknown_sessions_are_ignored(story, state):
     story.arrive(0, 0.0).done(0, 1.0)
     story.start_tool(0, 2.0).end_tool(0, 3.0).ready(7, 4.0, 100, turn=1)
     assert not state.sessions
+
+
+def test_a_sub_agent_shares_the_place_of_its_root_while_that_is_there(story, state):
+    """Child and grandchild look at the top-level session; once it has ended, each at itself."""
+    story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0)
+    story.arrive(1, 1.0, parent=0).submit(1, 1.0).end(1, 2.0).arrive(2, 2.0, parent=1)
+    root, child, grandchild = (state.sessions[n] for n in (0, 1, 2))
+    assert root.top is child.top is grandchild.top is root
+    assert root.children == 2
+    story.done(1, 3.0)
+    assert root.children == 1
+    story.done(0, 4.0)
+    assert grandchild.top is grandchild
+    story.arrive(3, 5.0, parent=2)  # its root is gone already
+    assert state.sessions[3].top is state.sessions[3]
+    assert (state.sessions[3].root, grandchild.children) == (0, 0)
+
+
+def test_admitted_sessions_are_counted_without_sub_agents(story, state):
+    """A top-level session counts from its first turn in the engine to its end."""
+    story.arrive(0, 0.0).arrive(1, 0.0)
+    assert state.num_admitted == 0
+    story.submit(0, 1.0).submit(1, 1.0).end(0, 2.0).arrive(2, 2.0, parent=0).submit(2, 2.0)
+    assert state.num_admitted == 2
+    story.done(2, 3.0).done(0, 3.0)
+    assert state.num_admitted == 1

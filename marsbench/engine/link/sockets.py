@@ -92,7 +92,7 @@ class Inlet:
     def poll(self) -> list[Message]:
         """Messages that have come, in order; never waits, never raises for what came."""
         found: list[Message] = []
-        if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return found  # cheaper to ask than to be told by an exception
         for _ in range(MAX_MESSAGES):
             try:

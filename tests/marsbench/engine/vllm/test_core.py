@@ -366,3 +366,35 @@ def test_an_unsupported_or_missing_vllm_is_named(monkeypatch):
     monkeypatch.setattr(runtime, "installed_version", lambda: None)
     with pytest.raises(EngineError, match="not installed"):
         core_of()
+
+
+class Skipping(EngineOrder):
+    """Looks at every waiting turn, in order of submission."""
+
+    def skip_blocked(self):
+        return True
+
+
+def test_turns_that_do_not_fit_are_asked_again_only_after_a_change(monkeypatch):
+    """Turn 0 holds 10 of 20 blocks and grows to 13 in 49 steps; turns 1 and 2 need 16 each. They are
+    asked while turn 0 computes its prompt (160 tokens at 64 a step: 3 steps), once more when that
+    is over, and then only when turn 0 has ended: turn 1 fits, turn 2 does not."""
+    core, log = core_of(Policies(scheduling=Skipping()))
+    asked = []
+    scheduler = core._scheduler
+    stock = scheduler._handle_blocked_waiting_request
+
+    def ask(request):
+        asked.append(int(request.session_id))
+        return stock(request)
+
+    monkeypatch.setattr(scheduler, "_handle_blocked_waiting_request", ask)
+    for session, prompt, output in ((0, 160, 47), (1, 250, 2), (2, 250, 2)):
+        core.submit(request(session, prompt, output))
+    now = core.advance(0, 1 << 62)
+    assert now == 49 * MS
+    assert asked.count(1) == asked.count(2) <= 4
+    assert len(asked) < 49
+    finish(core, now)
+    started = [(m.session, m.at_ps // MS) for m in log.moments if m.what == "scheduled first"]
+    assert started == [(0, 0), (1, 49), (2, 54)]  # 250 tokens: 4 steps, and one more token
