@@ -217,6 +217,7 @@ class LiveEngine:
             random_weights=options.random_weights or not options.model,
             scheduler_cls=scheduler_cls or None,
             stream_interval=options.stream_interval,
+            worker_process=options.worker_process,
             extra=extra,
         )
         return command if inside is None else inside.importable(command)

@@ -6,15 +6,21 @@ import pytest
 
 from marsbench.admission.base import Unlimited
 from marsbench.arrival.base import ArrivalPlan
-from marsbench.core import Session, Turn
+from marsbench.core import PS_PER_S, Session, ToolCall, Turn
 from marsbench.engine import driver, gate
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.cost import StepCost
+from marsbench.engine.cost import StepCost, TurnCost
 from marsbench.engine.sim.core import SimCore
 from marsbench.errors import PolicyError
+from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.system import Policies
 from marsbench.tools.recorded import Recorded
+
+MS = PS_PER_S // 1000
+MILLISECOND = StepCost.from_coefficients(
+    c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=MS, o_seq=0
+)
 
 
 class Never(Unlimited):
@@ -46,3 +52,29 @@ def test_a_policy_that_never_admits_stops_the_run_with_one_line(tick_s, monkeypa
             tools=Recorded(),
             log=EventLog(),
         )
+
+
+def test_turns_take_time_to_reach_the_engine():
+    """A turn is sent when it is ready and scheduled when it is there: 5 ms and 10 tokens of 0.1 ms
+    later. Steps of 1 ms: the first turn ends at 6 + 2 = 8 ms; the second, of 12 + 3 = 15 tokens, is
+    sent at 18 ms, after 10 ms of tools, and there 5 + 1.5 ms later."""
+    log = EventLog()
+    tool = ToolCall("ls", "shell_read", 0.01)
+    driver.run_cell(
+        sessions=[Session("a", (Turn(10, 2, tools=(tool,)), Turn(3, 1)))],
+        arrivals=ArrivalPlan(times_ps=(0,), closed_loop=None),
+        core_factory=lambda listener: SimCore(
+            EngineConfig(num_blocks=64), MILLISECOND, Policies(), listener
+        ),
+        policies=Policies(),
+        tools=Recorded(),
+        log=log,
+        turn_cost=TurnCost(fixed_ps=5 * MS, prompt_token_ps=MS // 10),
+    )
+    times = {
+        kind: [row[0] for row in log.to_numpy().tolist() if row[1] == kind]
+        for kind in (Kind.GPU_SUBMIT, Kind.GPU_SCHED_FIRST, Kind.GPU_END)
+    }
+    assert times[Kind.GPU_SUBMIT] == [0, 18 * MS]
+    assert times[Kind.GPU_SCHED_FIRST] == [6 * MS, 24 * MS + MS // 2]
+    assert times[Kind.GPU_END] == [8 * MS, 25 * MS + MS // 2]
