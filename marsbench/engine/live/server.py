@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -38,6 +39,11 @@ class ServerCommand:
     """The name requests give."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment."""
+
+    def shown(self) -> str:
+        """As one would type it, but for the folders that Python looks in."""
+        given = [f"{name}={value}" for name, value in self.env.items() if name != "PYTHONPATH"]
+        return shlex.join([*given, *self.argv])
 
 
 def vllm_command(

@@ -197,5 +197,7 @@ def test_on_a_cpu_the_model_runs_beside_its_scheduler(worker_process, told):
     """One process on a CPU, unless vLLM's two are asked for; elsewhere vLLM decides."""
     config = EngineConfig(num_blocks=40)
     given = {"python": Path("py"), "model": "m", "engine": config, "worker_process": worker_process}
-    assert vllm_command(**given, cpu=True).env["VLLM_ENABLE_V1_MULTIPROCESSING"] == told
+    chosen = vllm_command(**given, cpu=True)
+    assert chosen.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == told
+    assert f"VLLM_ENABLE_V1_MULTIPROCESSING={told} py -m vllm" in chosen.shown()
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in vllm_command(**given).env
