@@ -95,7 +95,7 @@ class Inlet:
         for _ in range(MAX_MESSAGES):
             # To ask first is cheap. To receive gives up the interpreter's lock, and in a server
             # another thread may then keep it from a scheduler that found nothing.
-            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
