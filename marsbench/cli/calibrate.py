@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from marsbench.engine.base import EngineConfig
+    from marsbench.engine.cost import TurnCost
     from marsbench.engine.fit import Fit, Sample
     from marsbench.engine.live.engine import LiveEngine
     from marsbench.engine.live.options import LiveOptions
@@ -51,7 +52,7 @@ def command(
     The server (started with the profile's flags, or at -c url=...) must have nothing else to do.
     """
     from marsbench.config import load_config
-    from marsbench.engine.fit import fit
+    from marsbench.engine.fit import fit, turn_cost
     from marsbench.engine.live.calibrated import profile_of, write_profile
     from marsbench.engine.live.options import split_options
     from marsbench.engine.profile import load_profile
@@ -73,17 +74,18 @@ def command(
         engine, options, base.engine_config(**flags_given), most_tokens, repeats, note
     )
     found = fit(samples)
+    turn = turn_cost(samples, found.delay_s)
     content = profile_of(
-        base, sizes, found, samples,
+        base, sizes, found, samples, turn=turn,
         name=out.stem, measured_on=server, date=dt.datetime.now(tz=dt.UTC).date(),
     )  # fmt: skip
     write_profile(out, content)
     figure = out.with_suffix(".png")
     draw(samples, found).savefig(figure)
     if as_json:
-        print(json.dumps(_as_json(out, figure, found, samples), indent=1))
+        print(json.dumps(_as_json(out, figure, found, samples, turn), indent=1))
     else:
-        _print(out, figure, found, samples)
+        _print(out, figure, found, samples, turn)
 
 
 def _flags(flags: dict[str, Any]) -> dict[str, int | str | bool]:
@@ -178,13 +180,16 @@ def draw(samples: Sequence[Sample], found: Fit) -> Figure:
     return figure
 
 
-def _as_json(out: Path, figure: Path, found: Fit, samples: Sequence[Sample]) -> dict[str, Any]:
+def _as_json(
+    out: Path, figure: Path, found: Fit, samples: Sequence[Sample], turn: TurnCost
+) -> dict[str, Any]:
     return {
         "profile": str(out),
         "figure": str(figure),
         "coefficients": found.cost.to_dict(),
         "knee_tokens": found.knee_tokens,
         "delay_s": found.delay_s,
+        "turn": turn._asdict(),
         "error": {
             kind or "all": {"p50": found.error(50, kind, samples), "p95": found.error(95, kind, samples)}
             for kind in ("", "prefill", "decode")
@@ -202,7 +207,7 @@ def _as_json(out: Path, figure: Path, found: Fit, samples: Sequence[Sample]) -> 
     }  # fmt: skip
 
 
-def _print(out: Path, figure: Path, found: Fit, samples: Sequence[Sample]) -> None:
+def _print(out: Path, figure: Path, found: Fit, samples: Sequence[Sample], turn: TurnCost) -> None:
     cost = found.cost
     per = (("new token", cost.c_tok), ("pair", cost.c_pair), ("token of KV read", cost.m_ctx),
            ("step", cost.o_step), ("sequence", cost.o_seq))  # fmt: skip
@@ -211,7 +216,8 @@ def _print(out: Path, figure: Path, found: Fit, samples: Sequence[Sample]) -> No
     if found.knee_tokens:
         print(f"steps of up to {found.knee_tokens} tokens cost as much as {found.knee_tokens}")
     print(
-        f"{found.delay_s * 1e3:>14,.4f} ms to a first token beyond its steps (not in the profile)"
+        f"{turn.fixed_ps / 1e9:>14,.4f} ms per turn and {turn.prompt_token_ps / 1e6:,.4f} us per prompt "
+        "token on the way to the engine and back"
     )
     for kind in ("prefill", "decode"):
         count = sum(sample.kind == kind for sample in samples)

@@ -40,6 +40,9 @@ def command(
     ] = "modelled",
     tool_speed: Annotated[float, typer.Option(help="Speed of the tool pool's cores.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of sessions and arrivals.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(help="Live engines: seeds played, from --seed on.", min=1)
+    ] = 1,
     config: Annotated[
         list[str] | None,
         typer.Option("--config", "-c", metavar="FLAG=VALUE", help="Engine flags: num_blocks=2000."),
@@ -71,13 +74,17 @@ def command(
         from marsbench.cli import validate_live
 
         cells = {
-            name: _cell(given, workload, sessions, name, seed, config or [])
+            name: [
+                _cell(given, workload, sessions, name, each, config or [])
+                for each in range(seed, seed + seeds)
+            ]
             for name in system.split(",")
         }
         validate_live.compare(cells, names, figure=figure, as_json=as_json)
         return
-    if figure is not None:
-        raise ConfigError("--figure: is of runs on live engines, such as --engines sim,vllm")
+    if figure is not None or seeds > 1:
+        option = "--figure" if figure is not None else "--seeds"
+        raise ConfigError(f"{option}: is of runs on live engines, such as --engines sim,vllm")
     cell = _cell(given, workload, sessions, system, seed, config or [])
     logs = [cell.play(left), cell.play(right)]
     difference = first_difference(logs[0], logs[1], (left, right))

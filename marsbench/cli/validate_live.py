@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marsbench.cli.validate import Cell
     from marsbench.experiment.agreement import Played
+    from marsbench.experiment.wiring import RunCell, Setup
     from marsbench.records import EventLog
 
 Pairs = Mapping[str, "tuple[Played, Played]"]
@@ -23,9 +24,13 @@ Pairs = Mapping[str, "tuple[Played, Played]"]
 
 
 def compare(
-    cells: Mapping[str, Cell], engines: tuple[str, str], *, figure: Path | None, as_json: bool
+    cells: Mapping[str, Sequence[Cell]],
+    engines: tuple[str, str],
+    *,
+    figure: Path | None,
+    as_json: bool,
 ) -> None:
-    """Play each system's cell on both engines; print how far they agree."""
+    """Play each system's cells, one a seed, on both engines; print how far they agree."""
     from marsbench.experiment.agreement import compare_systems
 
     pairs = compare_systems(
@@ -39,24 +44,29 @@ def compare(
         _print(pairs, engines)
 
 
-def _play(cell: Cell, engine: str, system: str) -> EventLog:
+def _play(cells: Sequence[Cell], engine: str, system: str) -> dict[int, EventLog]:
+    """The log of each seed."""
     from marsbench.engine.live.engine import LiveEngine
     from marsbench.engine.live.options import split_options
-    from marsbench.experiment.wiring import in_virtual_time, is_live, simulate
+    from marsbench.experiment.wiring import in_virtual_time, is_live
 
     _note(f"{system} on {engine}")
-    setup = dataclasses.replace(cell.setup, engine=engine)
-    options, flags = split_options(cell.setup.engine_flags)
+    options, flags = split_options(cells[0].setup.engine_flags)
+    setup = dataclasses.replace(cells[0].setup, engine=engine)
     if not is_live(engine):
         virtual = dataclasses.replace(in_virtual_time(setup), engine=engine, engine_flags=flags)
-        return simulate(
-            virtual, cell.system, {}, cell.sessions, cell.arrivals, seed=cell.seed, named=system
-        ).log
+        return {cell.seed: _log(virtual, cell, system) for cell in cells}
     with LiveEngine(engine, options, salt=secrets.token_hex(4), note=_note) as live:
-        return simulate(
-            setup, cell.system, {}, cell.sessions, cell.arrivals,
-            seed=cell.seed, run_cell=live.run_cell, named=system,
-        ).log  # fmt: skip
+        return {cell.seed: _log(setup, cell, system, live.run_cell) for cell in cells}
+
+
+def _log(setup: Setup, cell: Cell, system: str, run_cell: RunCell | None = None) -> EventLog:
+    from marsbench.experiment.wiring import simulate
+
+    return simulate(
+        setup, cell.system, {}, cell.sessions, cell.arrivals,
+        seed=cell.seed, run_cell=run_cell, named=system,
+    ).log  # fmt: skip
 
 
 def draw(pairs: Pairs, engines: tuple[str, str]) -> Figure:
@@ -121,6 +131,10 @@ def _as_json(pairs: Pairs, engines: tuple[str, str]) -> dict[str, Any]:
                 "rank_correlation": _number(errors.rank_correlation),
                 "errors": dict(errors.errors),
             },
+            "mean_latency_s": {
+                str(seed): {engines[0]: mean_s, engines[1]: second.mean_latency_s[seed]}
+                for seed, mean_s in first.mean_latency_s.items()
+            },
             "totals": {
                 name: {
                     engines[0]: _number(value),
@@ -155,6 +169,10 @@ def _print(pairs: Pairs, engines: tuple[str, str]) -> None:
             gap = _relative(value, other)
             shown = "" if math.isnan(gap) else f"{gap:+.1%}"
             print(f"  {name:<20}{value:>14,.4g}{other:>14,.4g}{shown:>12}")
+        for seed, mean_s in first.mean_latency_s.items() if len(first.mean_latency_s) > 1 else ():
+            other = second.mean_latency_s[seed]
+            shown = f"{_relative(mean_s, other):+.1%}"
+            print(f"  {f'mean, seed {seed}':<20}{mean_s:>14,.4g}{other:>14,.4g}{shown:>12}")
         print(
             f"  {len(errors.errors)} sessions on both: latency differs by "
             f"{errors.percentile(50):.1%} (median), {errors.percentile(95):.1%} (95th percentile); "

@@ -1,4 +1,6 @@
-"""What is to happen outside the engine and its tools, and when: arrivals, ends of thought, ticks."""
+"""What is to happen outside the engine and its tools, and when: arrivals, ends of thought, ticks,
+and turns that reach the engine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ FOREVER = 1 << 62
 
 Timer = tuple[int, int, int, SessionState | None]
 """(time_ps, sequence, what, session)."""
-ARRIVE, RESUME, TICK = 0, 1, 2
+ARRIVE, RESUME, TICK, DELIVER = 0, 1, 2, 3
 
 
 class Agenda:

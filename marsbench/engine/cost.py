@@ -28,8 +28,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import NamedTuple
 
 from marsbench.errors import ConfigError
+
+
+class TurnCost(NamedTuple):
+    """Time of a turn that no step takes: the way to the engine and back."""
+
+    fixed_ps: int
+    prompt_token_ps: int
+
+    def delay_ps(self, prompt_tokens: int) -> int:
+        """From when a turn is sent until the engine has it, the way back included."""
+        return self.fixed_ps + self.prompt_token_ps * prompt_tokens
+
 
 COEFFICIENTS = ("c_tok", "c_pair", "weights", "m_ctx", "o_step", "o_seq")
 

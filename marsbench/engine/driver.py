@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from marsbench.admission.base import MAX_NICE, Oversubscribe
 from marsbench.core import Session, plan_turns, to_ps, to_s
-from marsbench.engine.agenda import ARRIVE, FOREVER, RESUME, Agenda
-from marsbench.engine.base import CoreListener, CoreStats, EngineCore
+from marsbench.engine.agenda import ARRIVE, DELIVER, FOREVER, RESUME, Agenda
+from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request
+from marsbench.engine.cost import TurnCost
 from marsbench.engine.gate import Gate
 from marsbench.engine.recorder import Recorder, listeners_of
 from marsbench.engine.sessions import CallState, Roll, SessionState
@@ -43,11 +44,13 @@ def run_cell(
     assumptions: ToolAssumptions | None = None,
     priority: str = "none",
     progress: Callable[[int, int], None] | None = None,
+    turn_cost: TurnCost | None = None,
 ) -> CoreStats:
     """Run a cell to its end and fill ``log``.
 
-    ``progress`` is called with (finished sessions, now in picoseconds) now and then. Raises
-    PolicyError if a policy stops the run, EngineError if the core cannot go on.
+    ``turn_cost`` is how long turns take to reach the engine (None: no time). ``progress`` is called
+    with (finished sessions, now in picoseconds) now and then. Raises PolicyError if a policy stops
+    the run, EngineError if the core cannot go on.
     """
     driver = Driver(
         sessions=sessions,
@@ -60,6 +63,7 @@ def run_cell(
         assumptions=assumptions or ToolAssumptions(),
         priority=priority,
         progress=progress,
+        turn_cost=turn_cost,
     )
     return driver.run(core_factory(driver))
 
@@ -80,6 +84,7 @@ class Driver(Recorder):
         assumptions: ToolAssumptions,
         priority: str,
         progress: Callable[[int, int], None] | None,
+        turn_cost: TurnCost | None = None,
     ) -> None:
         parts = (policies.scheduling, policies.retention, policies.tools, policies.routing)
         super().__init__(log, listeners_of((policies.admission, *parts)))
@@ -92,6 +97,9 @@ class Driver(Recorder):
         self._assumptions = assumptions
         self._priority = priority
         self._progress = progress
+        self._turn_cost = turn_cost
+        self._on_way: dict[int, Request] = {}
+        """Turns that were sent and have not reached the engine, by session."""
         self._roll = Roll(sessions)
         self._states = self._roll.states
         log.session_ids = [state.recorded.session_id for state in self._states]
@@ -157,6 +165,9 @@ class Driver(Recorder):
             elif what == RESUME:
                 assert state is not None
                 self._ready(state, at_ps)
+            elif what == DELIVER:
+                assert state is not None
+                self._core.submit(self._on_way.pop(state.session))
             else:
                 idle = self._core.idle() and not self.tools.running and not timers
                 self._gate.ticked(at_ps, idle=idle)
@@ -238,13 +249,19 @@ class Driver(Recorder):
         priority = state.priority
         if self._priority == "continuation_first":
             priority = 0 if state.turn_index else 1
-        request = state.request(at_ps, priority)
+        cost = self._turn_cost
+        delay_ps = 0 if cost is None else cost.delay_ps(plan.prompt_tokens)
+        request = state.request(at_ps + delay_ps, priority)
         state.enter("engine", at_ps)
         blocks = -(-plan.prompt_tokens // self._view.block_size)
         self._emit(
             at_ps, Kind.GPU_SUBMIT, state.session, state.turn_index, -1, plan.prompt_tokens, blocks
         )
-        self._core.submit(request)
+        if delay_ps:
+            self._on_way[state.session] = request
+            self._agenda.add(at_ps + delay_ps, DELIVER, state)
+        else:
+            self._core.submit(request)
 
     def _turn_done(self, state: SessionState, at_ps: int, prefilled: int) -> None:
         """The engine made the turn's last token: run its tools and sub-agents."""

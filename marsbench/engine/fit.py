@@ -8,8 +8,9 @@ times that scatter by a fifth the fit would be a tenth too quick.
 
 ``knee`` is where computing begins to hide the reading of weights (a roofline); it is the one
 coefficient that is not linear, so it is searched. A measurement that waited for a first token has a
-part that no step explains (the way to the client, work before and after the step): ``delay_s``,
-fitted with the rest and not part of the cost.
+part that no step explains (work before and after the step): ``delay_s``, fitted with the rest and
+not part of the step cost. What a turn takes around that, on its way to the engine and back, is
+fitted apart (``turn_cost``), by prompt length: prompts are sent, parsed and hashed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from marsbench.core import PS_PER_S, to_s
-from marsbench.engine.cost import StepCost
+from marsbench.engine.cost import StepCost, TurnCost
 from marsbench.errors import EngineError
 
 Counts = tuple[int, int, int, int]
@@ -43,6 +44,8 @@ class Sample:
     seconds: float
     first_tokens: int = 0
     """1 if the time runs to a first token, so that ``delay_s`` is in it."""
+    around: tuple[tuple[int, float], ...] = ()
+    """For each first token: prompt tokens, and the client's time to it beyond ``seconds``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,27 @@ def fit(samples: Sequence[Sample]) -> Fit:
         if loss < best_loss and loss < 0.9 * plain_loss:
             best, best_loss, best_knee = found, loss, knee
     return _made(samples, seconds, best, best_knee)
+
+
+def turn_cost(samples: Sequence[Sample], delay_s: float = 0.0) -> TurnCost:
+    """What a turn takes beside its steps: a fixed time (``delay_s`` of it found by ``fit``) and a time
+    per prompt token. EngineError if nothing was measured.
+
+    Of repetitions of a size the median counts: a single one may have met anything.
+    """
+    found: dict[int, list[float]] = {}
+    for sample in samples:
+        for prompt_tokens, seconds in sample.around:
+            found.setdefault(prompt_tokens, []).append(seconds)
+    if not found:
+        raise EngineError("calibration: no time around a first token was measured")
+    sizes = np.array(list(found), dtype=np.float64)
+    medians = np.maximum([np.median(times) for times in found.values()], 0.0)
+    rows = np.column_stack([np.ones(len(sizes)), sizes])
+    width = np.linalg.norm(rows, axis=0)
+    answer, _ = nnls(rows / width, medians)
+    fixed_s, prompt_token_s = answer / width
+    return TurnCost(round((fixed_s + delay_s) * PS_PER_S), round(prompt_token_s * PS_PER_S))
 
 
 def _knees(samples: Sequence[Sample]) -> list[int]:

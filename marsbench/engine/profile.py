@@ -2,7 +2,8 @@
 
 A profile is a YAML file below ``marsbench/profiles`` (its name is its path there without the
 suffix) or any YAML file given by path. It has either ``model``, ``gpu``, ``efficiency`` and
-``overhead``, from which the step cost is derived, or ``coefficients`` fitted to measured steps.
+``overhead``, from which the step cost is derived, or ``coefficients`` fitted to measured steps;
+``turn`` is what a turn takes beside its steps (none if it is missing).
 Every block, and the KV capacity, names its source.
 """
 
@@ -16,13 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from marsbench.core import PS_PER_S, PolicyContext, to_s
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.cost import StepCost
+from marsbench.engine.cost import StepCost, TurnCost
 from marsbench.errors import ConfigError
 from marsbench.registry import unknown
 
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 
 PS_PER_US = 1_000_000
+BLOCKS = ("model", "gpu", "efficiency", "overhead", "coefficients", "turn")
+"""Parts of a profile that it may lack; each that is there has a source."""
 
 
 class _Part(BaseModel):
@@ -167,6 +170,13 @@ class Overhead(_Part):
     """Latency of one all-reduce (two a layer); 0 with one GPU."""
 
 
+class TurnOverhead(_Part):
+    """Time of a turn that no step takes: client, HTTP, parsing, and the way back."""
+
+    fixed_us: float = Field(ge=0)
+    prompt_token_us: float = Field(default=0, ge=0)
+
+
 class Flags(_Part):
     """Engine flags that go with the profile, named as vLLM names them."""
 
@@ -187,6 +197,8 @@ class Profile(_Part):
     overhead: Overhead | None = None
     coefficients: dict[str, int | list[int]] | None = None
     """A fitted step cost (``StepCost.to_dict``), instead of the four blocks above."""
+    turn: TurnOverhead | None = None
+    """None: turns reach the engine at once."""
     engine: Flags
     num_kv_tokens: int = Field(gt=0)
     kv_source: str = Field(min_length=1)
@@ -200,7 +212,7 @@ class Profile(_Part):
             raise ValueError("needs model, gpu, efficiency and overhead, or coefficients")
         if self.coefficients is not None and any(derived[1:]):
             raise ValueError("has coefficients beside gpu, efficiency or overhead; keep one form")
-        for block in ("model", "gpu", "efficiency", "overhead", "coefficients", "engine"):
+        for block in (*BLOCKS, "engine"):
             if getattr(self, block) is not None and not self.sources.get(block):
                 raise ValueError(f"sources.{block} is missing: say where its numbers come from")
         if self.num_kv_tokens < self.engine.block_size:
@@ -216,6 +228,14 @@ class Profile(_Part):
         assert self.efficiency is not None
         assert self.overhead is not None
         return derive(self.model, self.gpu, self.efficiency, self.overhead)
+
+    def turn_cost(self) -> TurnCost | None:
+        """What a turn takes beside its steps, if the profile says."""
+        if self.turn is None:
+            return None
+        return TurnCost(
+            round(self.turn.fixed_us * PS_PER_US), round(self.turn.prompt_token_us * PS_PER_US)
+        )
 
     def engine_config(self, **overrides: int | str | bool) -> EngineConfig:
         """Engine flags; ``overrides`` are fields of EngineConfig."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -24,8 +24,11 @@ class Played:
     """What one engine did with one system."""
 
     latency_s: Mapping[str, float]
-    """Session id -> arrival to end; NaN if it failed."""
+    """Session id (of several seeds: SEED/id) -> arrival to end; NaN if it failed."""
     totals: Totals
+    """Of several seeds their means."""
+    mean_latency_s: Mapping[int, float] = field(default_factory=dict)
+    """By seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,21 @@ def played(log: EventLog) -> Played:
     return Played(latency, totals)
 
 
+def played_all(logs: Mapping[int, EventLog]) -> Played:
+    """The same of several seeds."""
+    single = {seed: played(log) for seed, log in logs.items()}
+    means = {seed: one.totals["mean_latency_s"] for seed, one in single.items()}
+    if len(single) == 1:
+        (only,) = single.values()
+        return Played(only.latency_s, only.totals, means)
+    latency = {
+        f"{seed}/{name}": s for seed, one in single.items() for name, s in one.latency_s.items()
+    }
+    names = next(iter(single.values())).totals
+    totals = {name: float(np.mean([one.totals[name] for one in single.values()])) for name in names}
+    return Played(latency, totals, means)
+
+
 def session_errors(first: Played, second: Played) -> SessionErrors:
     """Compare session by session."""
     both = [
@@ -104,8 +122,13 @@ def _sign(value: float) -> int:
 
 
 def compare_systems(
-    systems: Sequence[str], engines: Sequence[str], play: Callable[[str, str], EventLog]
+    systems: Sequence[str],
+    engines: Sequence[str],
+    play: Callable[[str, str], Mapping[int, EventLog]],
 ) -> dict[str, tuple[Played, Played]]:
-    """Play each system on both engines: ``play(engine, system)`` gives the log."""
+    """Play each system on both engines: ``play(engine, system)`` gives the log of each seed."""
     left, right = engines
-    return {system: (played(play(left, system)), played(play(right, system))) for system in systems}
+    return {
+        system: (played_all(play(left, system)), played_all(play(right, system)))
+        for system in systems
+    }

@@ -123,6 +123,7 @@ def simulate(
             log=log,
             progress=progress,
             **_inside(setup, system, given, seed, named),
+            **_turn_cost(setup, profile),
         )
     except Exception as error:  # whatever it is: it goes on, and says where it comes from
         error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
@@ -147,6 +148,12 @@ def _inside(
             seed=seed,
         )
     }
+
+
+def _turn_cost(setup: Setup, profile: Profile) -> dict[str, Any]:
+    """In virtual time, what a turn takes beside its steps; a server takes what it takes."""
+    cost = None if is_live(setup.engine) else profile.turn_cost()
+    return {} if cost is None else {"turn_cost": cost}
 
 
 def is_live(engine: str) -> bool:

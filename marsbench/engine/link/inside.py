@@ -12,7 +12,7 @@ from collections.abc import Callable
 from marsbench.core import to_ps
 from marsbench.engine.link.roster import Roster
 from marsbench.engine.link.sockets import Inlet, Outlet
-from marsbench.engine.link.wire import BEAT_S, Batch, EngineState, WireEvent, wire_event
+from marsbench.engine.link.wire import BEAT_S, STATE_S, Batch, EngineState, WireEvent, wire_event
 from marsbench.events import Event, Kind
 
 TOLD = frozenset(
@@ -27,8 +27,6 @@ TOLD = frozenset(
     }
 )
 """What the engine knows best."""
-STATE_S = 0.05
-"""Least time between two states of the engine."""
 SILENCE_S = 3 * BEAT_S
 
 Sizes = tuple[int, int, int, int, int]

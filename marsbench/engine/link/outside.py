@@ -14,6 +14,7 @@ from marsbench.engine.link.roster import STREAMED
 from marsbench.engine.link.sockets import Inlet, Outlet, RemoteClock
 from marsbench.engine.link.wire import (
     BEAT_S,
+    STATE_S,
     Batch,
     Beat,
     EngineState,
@@ -23,7 +24,8 @@ from marsbench.engine.link.wire import (
 from marsbench.engine.sessions import SessionState
 from marsbench.events import Event, Kind
 
-PUMP_S = 0.02
+PUMP_S = STATE_S
+"""The engine tells its state no oftener; each look costs the machine a wake-up."""
 SILENCE_S = 5.0
 """A scheduler with turns to run that says nothing for so long is taken for lost."""
 

@@ -95,10 +95,11 @@ class Inlet:
         if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return found  # cheaper to ask than to be told by an exception
         for _ in range(MAX_MESSAGES):
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            # To ask first is cheap. To receive gives up the interpreter's lock, and in a server
+            # another thread may then keep it from a scheduler that found nothing.
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
+            parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 message = decode(parts)
             except EngineError as error:

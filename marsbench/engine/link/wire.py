@@ -19,6 +19,8 @@ VERSION = 1
 TOPIC_PREFIX = b"marsbench.events."
 TOPIC = TOPIC_PREFIX + str(VERSION).encode()
 BEAT_S = 1.0
+STATE_S = 0.05
+"""Least time between two states of the engine."""
 
 
 class WireEvent(msgspec.Struct, array_like=True, frozen=True):

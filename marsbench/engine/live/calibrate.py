@@ -4,7 +4,8 @@ Prefills run one at a time: prompts of many sizes, alone and behind a cached con
 the server's own from first schedule to first token, or the client's where the server tells none.
 Decodes run as batches of equal contexts: the server's own time from first to last token (the median
 sequence's, so that of the few steps in which not all decode little is left), or the client's times
-between tokens while all decode. All probes are run, then all again with fresh content, so that a
+between tokens while all decode. What the client waits for a first token beyond the server's own time
+is the way there and back. All probes are run, then all again with fresh content, so that a
 machine whose speed drifts does not make single probes slow; a probe's times are summed.
 """
 
@@ -127,6 +128,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         tuple(step for sample in samples for step in sample.steps),
         sum(sample.seconds for sample in samples),
         sum(sample.first_tokens for sample in samples),
+        tuple(around for sample in samples for around in sample.around),
     )
 
 
@@ -169,13 +171,15 @@ class _Prober:
         prompt = self._fresh(context + new)
         if context:
             await self._ask(prompt[:context], 1)
+        asked_ps = self._client.clock.now_ps()
         done = await self._ask(prompt, 1)
         cached = done.cached_tokens or 0
         steps = steps_of_prefill(cached, len(prompt) - cached, self._config.max_num_batched_tokens)
         seconds = done.prefill_s
         if seconds is None:
             seconds = (done.first_ps - done.sent_ps) / PS_PER_S
-        return Sample("prefill", steps, seconds, first_tokens=1)
+        around_s = (done.first_ps - asked_ps) / PS_PER_S - seconds
+        return Sample("prefill", steps, seconds, 1, ((len(prompt), around_s),))
 
     async def decode(self, batch: int, context: int) -> Sample:
         """Steps in which ``batch`` sequences of ``context`` tokens and more decode together.

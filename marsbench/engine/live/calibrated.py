@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from marsbench.engine.base import EngineConfig
+from marsbench.engine.cost import TurnCost
 from marsbench.engine.fit import Fit, Sample
-from marsbench.engine.profile import Profile, load_profile
+from marsbench.engine.profile import PS_PER_US, Profile, load_profile
 from marsbench.errors import ResultsError
 
 
@@ -22,6 +23,7 @@ def profile_of(
     found: Fit,
     samples: Sequence[Sample],
     *,
+    turn: TurnCost,
     name: str,
     measured_on: str,
     date: dt.date,
@@ -36,10 +38,18 @@ def profile_of(
         f"({platform.machine()}): {counts['prefill']} prefill and {counts['decode']} decode probes; "
         f"relative error of the fit: median {found.error(50):.1%}, 95th percentile "
         f"{found.error(95):.1%}; {found.delay_s * 1e3:.2f} ms of each time to a first token are no "
-        f"step's and are not in the cost. Of this one machine. Server: {_without_folders(measured_on)}"
+        f"step's and are in `turn`. Of this one machine. Server: {_without_folders(measured_on)}"
     )
     model = {} if base.model is None else {"model": base.model.model_dump(exclude_defaults=True)}
-    sources = {"coefficients": source, "engine": f"flags of the measured server, as {base.name}'s"}
+    around = (
+        "the same prefill probes, one at a time: the client's time to a first token less the server's "
+        "own from first schedule, and what of that no step explains"
+    )
+    sources = {
+        "coefficients": source,
+        "turn": around,
+        "engine": f"flags of the measured server, as {base.name}'s",
+    }
     if base.model is not None:
         sources["model"] = base.sources["model"]
     return {
@@ -47,6 +57,10 @@ def profile_of(
         "summary": f"{base.summary}; step times fitted to a running engine",
         **model,
         "coefficients": found.cost.to_dict(),
+        "turn": {
+            "fixed_us": turn.fixed_ps / PS_PER_US,
+            "prompt_token_us": turn.prompt_token_ps / PS_PER_US,
+        },
         "engine": {
             "block_size": config.block_size,
             "max_num_batched_tokens": config.max_num_batched_tokens,

@@ -178,7 +178,7 @@ class LiveEngine:
         self._note(f"starting {command.argv[2]} at {command.url} (log: {log_path})")
         server = Server(command, log_path)
         self._running = (config, inside), server
-        self.server_flags[f"server-{len(self.server_flags)}"] = shlex.join(command.argv)
+        self.server_flags[f"server-{len(self.server_flags)}"] = command.shown()
         server.wait_ready(options.start_timeout_s)
         return command.url, command.model
 
@@ -217,6 +217,7 @@ class LiveEngine:
             random_weights=options.random_weights or not options.model,
             scheduler_cls=scheduler_cls or None,
             stream_interval=options.stream_interval,
+            worker_process=options.worker_process,
             extra=extra,
         )
         return command if inside is None else inside.importable(command)

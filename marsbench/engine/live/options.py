@@ -40,6 +40,9 @@ class LiveOptions:
     stream_interval: int = 16
     """Tokens in one message of vLLM (the first comes at once, the last ones with the end): one
     message for each takes the API server and the client longer than small models a step."""
+    worker_process: bool = False
+    """On a CPU: run the model in a process of its own, as vLLM does if nobody asks otherwise. The
+    scheduler's process then spins while the model computes, and wants a core for that."""
     extra_flags: str = ""
     """Further flags of the server, as on a command line."""
     scheduler_cls: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -39,6 +40,11 @@ class ServerCommand:
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment."""
 
+    def shown(self) -> str:
+        """As one would type it, but for the folders that Python looks in."""
+        given = [f"{name}={value}" for name, value in self.env.items() if name != "PYTHONPATH"]
+        return shlex.join([*given, *self.argv])
+
 
 def vllm_command(
     *,
@@ -50,13 +56,16 @@ def vllm_command(
     random_weights: bool = False,
     scheduler_cls: str | None = None,
     stream_interval: int = 1,
+    worker_process: bool = False,
     extra: Sequence[str] = (),
 ) -> ServerCommand:
     """The command of vLLM's API server with the flags of ``engine``, run by the interpreter ``python``.
 
     ``python -m`` because CPU builds of vLLM are distributed under another name, which breaks the
     ``vllm`` console script. ``scheduler_cls`` is a dotted path that ``python`` can import.
-    ``stream_interval`` is how many tokens a message carries after the first.
+    ``stream_interval`` is how many tokens a message carries after the first. On a CPU the model runs
+    in the process of the scheduler, unless ``worker_process``: of two processes each spins while it
+    waits for the other, and takes half a core from whatever else runs there (tools, the client).
     """
     port = free_port() if port is None else port
     flags = [
@@ -86,6 +95,7 @@ def vllm_command(
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if cpu:
         env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(worker_process))
     argv = (str(python), "-m", "vllm.entrypoints.openai.api_server", *flags, *extra)
     return ServerCommand(argv, f"http://127.0.0.1:{port}", "marsbench", env)
 

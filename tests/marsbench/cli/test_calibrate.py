@@ -55,6 +55,9 @@ def test_profile_of_a_running_engine(url, tmp_path, monkeypatch):
     for step in ((512, 512 * 256, 512, 1), (4, 4 * 300, 4 * 300, 4)):
         assert cost.step_ps(*step) == pytest.approx(COST.step_ps(*step), rel=0.15)
     assert told["error"]["all"]["p50"] < 0.1
+    turn = profile.turn_cost()
+    assert turn._asdict() == told["turn"]
+    assert 0 < turn.delay_ps(600) < 50_000_000_000, "the way there and back, and nothing of a step"
     assert url in profile.sources["coefficients"]
     assert Path("mine.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="--overwrite"):

@@ -66,12 +66,15 @@ def test_simulator_and_server(url, trace, tmp_path, monkeypatch):
         # 400 of 500 tokens are 3 full blocks of 128 and the output adds to them
         assert totals["kv_hit_rate"]["error"] == 0.0
     assert Path("agreement.png").stat().st_size > 10_000
-    done = CliRunner().invoke(app, line)
-    assert "3 sessions on both: latency differs by" in done.stdout
+    done = CliRunner().invoke(app, [*line, "--seed", "4", "--seeds", "2"])
+    assert "6 sessions on both: latency differs by" in done.stdout
+    assert "mean, seed 4" in done.stdout
+    assert "mean, seed 5" in done.stdout
 
 
-def test_figures_are_of_live_engines(trace):
-    """Engines that can be compared step by step need no figure."""
-    done = CliRunner().invoke(app, ["validate", "-w", str(trace), "--figure", "x.png"])
-    with pytest.raises(ConfigError, match="sim,vllm"):
+@pytest.mark.parametrize("more", [("--figure", "x.png"), ("--seeds", "2")])
+def test_figures_and_seeds_are_of_live_engines(trace, more):
+    """Engines that can be compared step by step need neither."""
+    done = CliRunner().invoke(app, ["validate", "-w", str(trace), *more])
+    with pytest.raises(ConfigError, match=f"{more[0]}: .*sim,vllm"):
         raise done.exception

@@ -6,10 +6,10 @@ import pytest
 
 from marsbench.admission.base import Niceness, Oversubscribe, Unlimited
 from marsbench.arrival.base import ArrivalPlan
-from marsbench.core import Session, ToolCall, Turn
+from marsbench.core import PS_PER_S, Session, ToolCall, Turn
 from marsbench.engine import driver, gate
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.cost import StepCost
+from marsbench.engine.cost import StepCost, TurnCost
 from marsbench.engine.sim.core import SimCore
 from marsbench.errors import PolicyError
 from marsbench.events import Kind
@@ -18,6 +18,11 @@ from marsbench.system import Policies
 from marsbench.tools.base import ToolAssumptions
 from marsbench.tools.modelled import Modelled
 from marsbench.tools.recorded import Recorded
+
+MS = PS_PER_S // 1000
+MILLISECOND = StepCost.from_coefficients(
+    c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=MS, o_seq=0
+)
 
 
 class Never(Unlimited):
@@ -64,9 +69,6 @@ class Weighing(Oversubscribe):
 def run_tools(niceness):
     """Two sessions with a tool call each of 2000 s of CPU, on one core: when they end."""
     policies = Policies(tools=Weighing(niceness))
-    cost = StepCost.from_coefficients(
-        c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=1_000_000_000, o_seq=0
-    )
     sessions = [
         Session(
             name, (Turn(10, 1, tools=(ToolCall(name, "test", 2000.0, cpu_s=2000.0),)), Turn(1, 1))
@@ -78,7 +80,7 @@ def run_tools(niceness):
         sessions=sessions,
         arrivals=ArrivalPlan(times_ps=(0, 0), closed_loop=None),
         core_factory=lambda listener: SimCore(
-            EngineConfig(num_blocks=64), cost, policies, listener
+            EngineConfig(num_blocks=64), MILLISECOND, policies, listener
         ),
         policies=policies,
         tools=Modelled(1),
@@ -104,3 +106,29 @@ def test_niceness_that_does_not_exist_stops_the_run_with_one_line(niceness):
     """Out of range: an error that names the policy, the call and the range."""
     with pytest.raises(PolicyError, match=r"Weighing\.niceness: .* 'long'; it must be 0 to 19"):
         run_tools(niceness)
+
+
+def test_turns_take_time_to_reach_the_engine():
+    """A turn is sent when it is ready and scheduled when it is there: 5 ms and 10 tokens of 0.1 ms
+    later. Steps of 1 ms: the first turn ends at 6 + 2 = 8 ms; the second, of 12 + 3 = 15 tokens, is
+    sent at 18 ms, after 10 ms of tools, and there 5 + 1.5 ms later."""
+    log = EventLog()
+    tool = ToolCall("ls", "shell_read", 0.01)
+    driver.run_cell(
+        sessions=[Session("a", (Turn(10, 2, tools=(tool,)), Turn(3, 1)))],
+        arrivals=ArrivalPlan(times_ps=(0,), closed_loop=None),
+        core_factory=lambda listener: SimCore(
+            EngineConfig(num_blocks=64), MILLISECOND, Policies(), listener
+        ),
+        policies=Policies(),
+        tools=Recorded(),
+        log=log,
+        turn_cost=TurnCost(fixed_ps=5 * MS, prompt_token_ps=MS // 10),
+    )
+    times = {
+        kind: [row[0] for row in log.to_numpy().tolist() if row[1] == kind]
+        for kind in (Kind.GPU_SUBMIT, Kind.GPU_SCHED_FIRST, Kind.GPU_END)
+    }
+    assert times[Kind.GPU_SUBMIT] == [0, 18 * MS]
+    assert times[Kind.GPU_SCHED_FIRST] == [6 * MS, 24 * MS + MS // 2]
+    assert times[Kind.GPU_END] == [8 * MS, 25 * MS + MS // 2]

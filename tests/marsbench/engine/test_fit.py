@@ -7,7 +7,7 @@ import pytest
 
 from marsbench.core import to_s
 from marsbench.engine.cost import StepCost
-from marsbench.engine.fit import Sample, fit
+from marsbench.engine.fit import Sample, fit, turn_cost
 from marsbench.errors import EngineError
 
 DENSE = StepCost.from_coefficients(
@@ -119,3 +119,28 @@ def test_noise_does_not_make_it_too_quick():
     assert found.cost.step_ps(2048, 2048 * 5000, 6000, 1) == pytest.approx(
         DENSE.step_ps(2048, 2048 * 5000, 6000, 1), rel=0.06
     )
+
+
+def around(*times):
+    """A prefill that only says what its turns took beside the steps."""
+    return Sample("prefill", ((1, 1, 1, 1),), 1.0, len(times), times)
+
+
+def test_what_a_turn_takes_beside_its_steps():
+    """4 ms and 0.5 us a prompt token come back, with the 3 ms found in the server's own times; of the
+    three repetitions of a size the one that met something else does not count."""
+    samples = [
+        around(*((size, 0.004 + 0.5e-6 * size + late) for late in (0.0, -1e-6, 0.2)))
+        for size in (16, 1024, 4096, 8000)
+    ]
+    found = turn_cost(samples, delay_s=0.003)
+    assert found.fixed_ps == pytest.approx(7_000_000_000, rel=1e-6)
+    assert found.prompt_token_ps == pytest.approx(500_000, rel=1e-6)
+    assert found.delay_ps(2000) == pytest.approx(8_000_000_000, rel=1e-6)
+
+
+def test_a_turn_takes_no_negative_time():
+    """Where longer prompts took less, by chance, a prompt token takes nothing."""
+    assert turn_cost([around((16, 0.005)), around((8000, 0.003))]).prompt_token_ps == 0
+    with pytest.raises(EngineError, match="around a first token"):
+        turn_cost(measured(DENSE))

@@ -328,6 +328,12 @@ def test_profile_by_path(tmp_path):
     }
     path.write_text(yaml.safe_dump(data))
     assert load_profile(path).step_cost().to_dict() == data["coefficients"]
+    assert load_profile(path).turn_cost() is None
+    data["turn"] = {"fixed_us": 4000, "prompt_token_us": 0.5}
+    data["sources"]["turn"] = "probes"
+    path.write_text(yaml.safe_dump(data))
+    # 4 ms and 2,000 tokens of 0.5 us
+    assert load_profile(path).turn_cost().delay_ps(2000) == 5_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -339,6 +345,8 @@ def test_profile_by_path(tmp_path):
         (lambda d: d["gpu"].update(tflops=-1), "gpu.tflops: Input should be greater than 0"),
         (lambda d: d["gpu"].update(count=2), "gpu: link_gb_per_s is needed"),
         (lambda d: d["efficiency"].update(kv=1.5), "efficiency.kv: Input should be less than"),
+        (lambda d: d.update(turn={"fixed_us": 1}), "sources.turn is missing"),
+        (lambda d: d.update(turn={"fixed_us": -1}), "turn.fixed_us: Input should be greater"),
         (lambda d: d.update(num_kv_tokens=3), "less than one block"),
         (lambda d: d.update(coefficients={"c_tok": 1}), "keep one form"),
     ],

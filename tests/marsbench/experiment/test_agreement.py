@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from marsbench.experiment.agreement import Played, order_agreement, played, session_errors
+from marsbench.experiment.agreement import (
+    Played,
+    order_agreement,
+    played,
+    played_all,
+    session_errors,
+)
 
 
 def test_session_errors():
@@ -43,3 +49,14 @@ def test_totals_of_a_log(two_turns):
     assert found.totals["mean_ttft_s"] == pytest.approx(2.5)
     assert found.totals["makespan_s"] == 11.0
     assert found.totals["recomputed_tokens"] == 40
+
+
+def test_several_seeds(two_turns):
+    """Sessions are told apart by seed, totals are means, and each seed's mean is kept; a single seed
+    is as without."""
+    log = two_turns.log()
+    one, two = played_all({7: log}), played_all({7: log, 8: log})
+    assert one.latency_s == {"one": 10.0}
+    assert two.latency_s == {"7/one": 10.0, "8/one": 10.0}
+    assert two.totals["recomputed_tokens"] == 40
+    assert two.mean_latency_s == {7: 10.0, 8: 10.0}

@@ -190,3 +190,14 @@ def test_vllm_command_says_what_the_config_says():
     assert chosen.url == "http://127.0.0.1:1234"
     plain = vllm_command(python=Path("py"), model="m", engine=config)
     assert "--stream-interval" not in plain.argv, "a message for each token is vLLM's own default"
+
+
+@pytest.mark.parametrize(("worker_process", "told"), [(False, "0"), (True, "1")])
+def test_on_a_cpu_the_model_runs_beside_its_scheduler(worker_process, told):
+    """One process on a CPU, unless vLLM's two are asked for; elsewhere vLLM decides."""
+    config = EngineConfig(num_blocks=40)
+    given = {"python": Path("py"), "model": "m", "engine": config, "worker_process": worker_process}
+    chosen = vllm_command(**given, cpu=True)
+    assert chosen.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == told
+    assert f"VLLM_ENABLE_V1_MULTIPROCESSING={told} py -m vllm" in chosen.shown()
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in vllm_command(**given).env
