@@ -3,22 +3,20 @@
 A session that waits for its tools holds a working set it does not use. Giving it up costs computing
 the context again; keeping it costs whoever waits for memory. The rule is InferCept's break-even
 applied to what is *still ahead*: as soon as the wait is more likely than not to outlast it, given
-how long it has lasted, the memory is lent. Extra sessions are worth nothing while engine or tool
-cores are busy all the time, so the break-even grows with the inverse root of the idle share of the
-busier one. What the tools are called is not asked: once a call runs, that tells nothing more.
+how long it has lasted, the memory is lent. Extra sessions are worth the less the less speed
+engine or tool cores have to spare, so the break-even grows with the inverse of the scarcer one's
+spare share. What the tools are called is not asked: once a call runs, that tells nothing more.
 """
 
 from __future__ import annotations
-
-import math
 
 from mars_impl.estimate import reload_s
 from mars_impl.params import MarsParams
 from mars_impl.stream import SessionInfo, StreamState
 from marsbench.core import PolicyContext
 
-LEAST_IDLE = 0.02
-"""Idle share below which nothing is lent."""
+LEAST_SPARE = 0.02
+"""Spare share below which nothing is lent."""
 CHECK_S = 0.5
 """How often one session's wait is judged again."""
 
@@ -47,8 +45,8 @@ class Lending:
         if self._params.lend <= 0 or not self._params.kv_signal:
             return False
         info.judged_s = now_s
-        idle = 1.0 - max(self._state.busy, self._state.tool_busy)
-        if idle <= LEAST_IDLE:
+        spare = min(self._state.spare, 1.0 - self._state.tool_busy)
+        if spare <= LEAST_SPARE:
             return False
-        span_s = self._params.lend * self.break_even_s(info.context) / math.sqrt(idle)
+        span_s = self._params.lend * self.break_even_s(info.context) / spare
         return self._state.waits.outlasts(now_s - info.since_s, span_s) >= 0.5

@@ -60,7 +60,7 @@ class MarsParams:
     headroom_turns: float = _param(1, "turns", "ours: growth kept free for a resident session")
     entry_turns: float = _param(5, "turns", "ours: growth kept free to let a session in")
     lend: float = _param(
-        1.0, "factor", "InferCept's break-even before memory is lent, times this; 0 = never"
+        2.0, "factor", "InferCept's break-even before memory is lent, times this; 0 = never"
     )
     history: float = _param(64, "sessions", "ours: finished sessions remembered per class")
     starvation_s: float = _param(600.0, "s", "ours: backlog age at which arrival order wins")

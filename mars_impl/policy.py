@@ -40,7 +40,7 @@ MARS = System(
     tunable={
         "kv_target": (0.85, 0.95, 1.0),
         "entry_turns": (2.0, 5.0, 10.0),
-        "lend": (0.0, 0.5, 1.0),
+        "lend": (0.0, 1.0, 2.0),
     },
 )
 NO_CONTROL_PLANE = ablation(

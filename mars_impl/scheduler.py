@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from mars_impl.control_plane import ControlPlane
+from mars_impl.estimate import turn_s
 from mars_impl.lending import Lending
 from mars_impl.packing import Packing
 from mars_impl.params import MarsParams
@@ -37,6 +39,7 @@ class Mars:
         params = MarsParams().with_overrides(context.params)
         self.params = params
         self.state = StreamState(
+            turn_s=partial(turn_s, context=context),
             ema=params.ema,
             history=int(params.history),
             gap_samples=params.gap_samples,

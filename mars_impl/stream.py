@@ -63,8 +63,15 @@ class StreamState:
     """Sessions and resources, updated event by event."""
 
     def __init__(
-        self, *, ema: float, history: int, gap_samples: float, tool_cores: int = 0
+        self,
+        *,
+        ema: float,
+        history: int,
+        gap_samples: float,
+        turn_s: Callable[[int, int, int], float],
+        tool_cores: int = 0,
     ) -> None:
+        """``turn_s``: seconds of a turn alone, by tokens prefilled, of the prompt and made."""
         self.sessions: dict[int, SessionInfo] = {}
         """Unfinished sessions."""
         self.num_admitted = 0
@@ -78,6 +85,8 @@ class StreamState:
         """Moving average of the time tool calls wait for a slot."""
         self.busy = 0.0
         """Share of recent time in which the engine had a turn to work on."""
+        self._alone_s = self._took_s = 1.0
+        """Of recent turns: engine time each would have taken alone, and took."""
         self.tool_busy = 0.0
         """Share of the tool cores' recent time that calls have used; 0 where nobody tells."""
         self.cores_told = False
@@ -86,6 +95,7 @@ class StreamState:
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
         self._ema = ema
+        self._turn_s = turn_s
         self._tool_cores = tool_cores
         self._cores_seen = (0.0, 0)
         """Time and used core time of the last telemetry."""
@@ -116,10 +126,21 @@ class StreamState:
         if take is not None and (info := self.sessions.get(event.session)) is not None:
             take(info, event)
 
+    @property
+    def spare(self) -> float:
+        """Share of the engine's speed that more turns could have: 1 where turns take as long as alone.
+
+        A batch is seldom full when something runs. Shared equally by load rho, an engine serves each
+        turn at 1 - rho of its speed (processor sharing), so that this is what turns took, inverted.
+        """
+        return min(self._alone_s / self._took_s, 1.0) if self._took_s > 0 else 1.0
+
     def _pass_time(self, now_s: float) -> None:
         span = now_s - self.now_s
         if span > 0:
             keep = math.exp(-span / BUSY_WINDOW_S)
+            self._alone_s *= keep
+            self._took_s *= keep
             self.busy = keep * self.busy + (1.0 - keep) * float(self._in_engine > 0)
             self.now_s = now_s
 
@@ -179,8 +200,11 @@ class StreamState:
             self.shared_resident = max(self.shared_resident, event.args[0])
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
+        output, _, prefilled = event.args[:3]
         info.turns += 1
-        info.context = info.last_prompt + event.args[0]
+        info.context = info.last_prompt + output
+        self._alone_s += self._turn_s(prefilled, info.last_prompt, output)
+        self._took_s += event.time_s - info.since_s
         self._moves(info, "tool", event)
 
     def _end(self, info: SessionInfo, event: Event) -> None:

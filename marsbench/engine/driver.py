@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from marsbench.admission.base import MAX_NICE, Oversubscribe
+from marsbench.admission.base import Oversubscribe
 from marsbench.core import Session, plan_turns, to_ps, to_s
 from marsbench.engine.agenda import ARRIVE, DELIVER, FOREVER, RESUME, Agenda
 from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request
@@ -21,7 +21,7 @@ from marsbench.engine.gate import Gate
 from marsbench.engine.recorder import Recorder, listeners_of
 from marsbench.engine.sessions import CallState, Roll, SessionState
 from marsbench.engine.telemetry import SAMPLE_PS, Telemetry
-from marsbench.errors import EngineError, PolicyError
+from marsbench.errors import EngineError
 from marsbench.events import Kind, Status
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -349,13 +349,7 @@ class Driver(Recorder):
                 return
             index = policy.next_call(self.tool_queue, self._view, now_s)
             call = self.tool_queue.pop(index)
-            nice, after_s = policy.niceness(call, self._view, now_s)
-            if not 0 <= nice <= MAX_NICE or after_s < 0:
-                raise PolicyError(
-                    f"{type(policy).__name__}.niceness: ({nice}, {after_s}) for a call of "
-                    f"{call.name!r}; it must be 0 to {MAX_NICE}, after 0 or more core-seconds"
-                )
-            call.demand.nice, call.demand.nice_after_ps = nice, to_ps(after_s)
+            call.weigh(policy.niceness(call, self._view, now_s), type(policy).__name__)
             self._start_tool(call, at_ps)
 
     def _start_tool(self, call: CallState, at_ps: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from marsbench.core import Session, TurnPlan, plan_turns, to_s
+from marsbench.admission.base import MAX_NICE, Niceness
+from marsbench.core import Session, TurnPlan, plan_turns, to_ps, to_s
 from marsbench.engine.base import Request
+from marsbench.errors import PolicyError
 from marsbench.tools.base import ToolDemand
 
 
@@ -123,6 +125,16 @@ class CallState:
         self.queued_ps = queued_ps
         self.name_code = name_code
         self.tool_class_code = tool_class_code
+
+    def weigh(self, niceness: Niceness, policy: str) -> None:
+        """Run it at this niceness. PolicyError if there is no such one."""
+        nice, after_s = niceness
+        if not 0 <= nice <= MAX_NICE or after_s < 0:
+            raise PolicyError(
+                f"{policy}.niceness: ({nice}, {after_s}) for a call of {self.name!r}; "
+                f"it must be 0 to {MAX_NICE}, after 0 or more core-seconds"
+            )
+        self.demand.nice, self.demand.nice_after_ps = nice, to_ps(after_s)
 
     @property
     def session(self) -> int:

@@ -118,13 +118,13 @@ FINE = {"level_1": 200, "level_2": 800, "level_3": 2000,
     "name",
     ["mars-no-control-plane", "mars-no-cpu-signal", "mars-no-kv-signal", "mars-static-window",
      "mars-no-coordinator", "mars-no-retention", "mars-fixed-ttl", "mars-one-threshold",
-     "mars-longest-first", "mars-no-opportunity", "mars-no-lending"],
+     "mars-longest-first", "mars-no-opportunity", "mars-no-lending", "mars-no-tool-priority"],
 )  # fmt: skip
 def test_every_ablation_takes_something_away(name):
     """On a trace with pressure on memory and on one tool core each ablation decides differently."""
     sessions = agents(24, tool_s=4.0)
     arrivals_s = [0.5 * n for n in range(24)]
-    given = {"tool_cores": 1, "num_blocks": 800, **FINE}
+    given = {"tool_cores": 1, "num_blocks": 800, **FINE, "cpu_busy": 0.0, "nice_after_s": 1.0}
     assert run(name, sessions, arrivals_s, **given).rows != full_rows(sessions, arrivals_s, given)
 
 

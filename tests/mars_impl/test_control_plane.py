@@ -247,11 +247,12 @@ def test_a_wait_that_ends_soon_is_not_lent(build):
     assert ask(mars, build, pending, 4.0) == []
 
 
-@pytest.mark.parametrize("resource", ["busy", "tool_busy"])
-def test_nothing_is_lent_while_engine_or_tool_cores_are_saturated(build, resource):
-    """At 99 % busy another session adds work and no throughput."""
+@pytest.mark.parametrize(("resource", "value"), [("_took_s", 100.0), ("tool_busy", 0.99)])
+def test_nothing_is_lent_while_engine_or_tool_cores_are_saturated(build, resource, value):
+    """Turns take 100 times as long as alone, or 99 % of the cores are used: another session adds work
+    and no throughput."""
     mars, _, pending = lending_case(build, [1.0] * 9 + [600.0])
-    setattr(mars.state, resource, 0.99)
+    setattr(mars.state, resource, value)
     assert ask(mars, build, pending, 2.0) == []
 
 

@@ -11,7 +11,10 @@ from mars_impl.stream import StreamState
 
 @pytest.fixture
 def state():
-    return StreamState(ema=0.2, history=64, gap_samples=30, tool_cores=2)
+    return StreamState(
+        ema=0.2, history=64, gap_samples=30, tool_cores=2,
+        turn_s=lambda prefilled, prompt, output: prefilled / 1000 + output / 50,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -78,6 +81,18 @@ def test_busy_is_the_recent_share_of_time_with_work_in_the_engine(story, state):
     assert state.busy == pytest.approx(1 - math.exp(-1))
     story.ready(0, 360.0, 1100, turn=1)
     assert state.busy == pytest.approx((1 - math.exp(-1)) * math.exp(-2))
+
+
+def test_spare_speed_is_how_long_turns_take_beyond_their_time_alone(story, state):
+    """1000 tokens and 50 made take 1 + 1 s alone. Taking 2 s of 120 leaves nothing to want: 1. Taking
+    8 s of the next 120: (2/e + 2)/(2/e + 8), with what it began at, 1 and 1, worn to e^-2 of it.
+    """
+    story.arrive(0, 0.0).submit(0, 118.0).end(0, 120.0, prefilled_tokens=1000, output_tokens=50)
+    assert state.spare == pytest.approx(1.0)
+    story.ready(0, 232.0, 1100, turn=1).submit(0, 232.0, turn=1)
+    story.end(0, 240.0, turn=1, prefilled_tokens=1000, output_tokens=50)
+    before = 2 * math.exp(-1) + math.exp(-2)
+    assert state.spare == pytest.approx((before + 2) / (before + 8))
 
 
 def test_a_session_that_ends_in_the_engine_leaves_it(story, state):
