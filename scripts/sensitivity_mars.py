@@ -43,7 +43,7 @@ PANELS = {("swe-bench", 16): "swe-bench", ("hybrid", 16): "hybrid",
 """(workload, tool cores) -> title."""
 LOADS = (0.8, 1.1)
 NUM_SESSIONS = 80
-NUM_SEEDS = 3
+NUM_SEEDS = 2
 
 OFF = {"static_window", "fixed_ttl_s"}
 """0 means off: these replace a mechanism and are no matter of degree."""
