@@ -2,7 +2,7 @@
 
 One turn a session, Poisson arrivals fixed in advance, the whole path of a live cell (driver, client,
 records); the server runs in a process of its own. With --vllm-python PYTHON the same load is also
-sent by `vllm bench serve` of that environment.
+sent by `vllm bench serve` of that environment, and with --aiperf COMMAND by that `aiperf`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +38,13 @@ VLLM_BENCH = (
     "import sys; from vllm.benchmarks.serve import add_cli_args, main; import argparse; "
     "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args(sys.argv[1:]))"
 )
+AIPERF_FORMAT = {
+    "payload_template": '{"model": {{ model|tojson }}, "prompt": {{ text|tojson }}, '
+    '"max_tokens": {{ max_tokens }}, "stream": true}',
+    "response_field": "choices[0].text",
+}
+"""A completions request and its text; AIPerf's own reader wants an ``object`` in each chunk, which
+the fake server leaves out."""
 
 
 def options() -> argparse.Namespace:
@@ -47,6 +57,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--max-p99-ms", type=float, default=None, help="exit 1 if p99 is above it")
     parser.add_argument("--vllm-python", type=Path, default=None)
+    parser.add_argument("--aiperf", metavar="COMMAND", help="the executable of AIPerf")
     return parser.parse_args()
 
 
@@ -121,12 +132,9 @@ def vllms(url: str, given: argparse.Namespace, folder: Path) -> dict[str, float]
         *("--result-dir", str(folder), "--result-filename", "result.json", "--disable-tqdm"),
         *("--ready-check-timeout-sec", "0"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    result = folder / "result.json"
-    if done.returncode or not result.exists():
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        return f"skipped: it ended with status {done.returncode}: {lines[-1] if lines else ''}"
-    found = json.loads(result.read_text(encoding="utf-8"))
+    found = report_of(command, folder / "result.json")
+    if isinstance(found, str):
+        return found
     return {
         "requests": found["completed"] + found.get("failed", 0),
         "failed": found.get("failed", 0),
@@ -134,6 +142,49 @@ def vllms(url: str, given: argparse.Namespace, folder: Path) -> dict[str, float]
         "TTFT p50 (ms)": found["p50_ttft_ms"],
         "TTFT p99 (ms)": found["p99_ttft_ms"],
     }
+
+
+def aiperfs(url: str, given: argparse.Namespace, folder: Path) -> dict[str, float] | str:
+    model = write_tiny_model(folder / "model")
+    command = [
+        *(given.aiperf, "profile", "--url", url, "--model", "fake", "--tokenizer", str(model)),
+        *("--endpoint-type", "template", "--custom-endpoint", "/v1/completions", "--streaming"),
+        *("--extra-inputs", json.dumps(AIPERF_FORMAT), "--random-seed", "0"),
+        *("--isl", str(given.prompt_tokens), "--isl-stddev", "0"),
+        *("--osl", str(given.output_tokens), "--osl-stddev", "0", "--arrival-pattern", "poisson"),
+        *("--request-rate", str(given.rate)),
+        *("--request-count", str(int(given.rate * given.seconds))),
+        *("--no-server-metrics", "--no-gpu-telemetry", "--ui", "none", "--export-level", "summary"),
+        *("--artifact-dir", str(folder / "aiperf")),
+    ]
+    # Told to stay offline, AIPerf takes no tokenizer from a folder; this one needs no network.
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    env = {key: value for key, value in os.environ.items() if key not in offline}
+    found = report_of(command, folder / "aiperf" / "profile_export_aiperf.json", env)
+    if isinstance(found, str):
+        return found
+    return {
+        "requests": found["completed_request_count"]["avg"],
+        "failed": found["completed_request_count"]["avg"] - found["request_count"]["avg"],
+        "rate completed": found["request_throughput"]["avg"],
+        "TTFT p50 (ms)": found["time_to_first_token"]["p50"],
+        "TTFT p99 (ms)": found["time_to_first_token"]["p99"],
+    }
+
+
+def report_of(
+    command: list[str], report: Path, env: dict[str, str] | None = None
+) -> dict[str, Any] | str:
+    """What another client wrote into ``report``, or why it did not."""
+    if shutil.which(command[0]) is None:
+        return f"skipped: there is no executable {command[0]}"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode or not report.exists():
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        telling = [line for line in lines if "ERROR" in line] or lines or [""]
+        return f"skipped: it ended with status {done.returncode}: {telling[-1]}"
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return found
 
 
 def main() -> None:
@@ -146,6 +197,8 @@ def main() -> None:
         columns: dict[str, dict[str, float] | str] = {"marsbench": ours(command.url, given)}
         if given.vllm_python is not None:
             columns["vllm bench serve"] = vllms(command.url, given, Path(name))
+        if given.aiperf is not None:
+            columns["AIPerf"] = aiperfs(command.url, given, Path(name))
     for title, column in columns.items():
         print(f"{title}:")
         if isinstance(column, str):
