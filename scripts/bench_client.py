@@ -38,13 +38,6 @@ VLLM_BENCH = (
     "import sys; from vllm.benchmarks.serve import add_cli_args, main; import argparse; "
     "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args(sys.argv[1:]))"
 )
-AIPERF_FORMAT = {
-    "payload_template": '{"model": {{ model|tojson }}, "prompt": {{ text|tojson }}, '
-    '"max_tokens": {{ max_tokens }}, "stream": true}',
-    "response_field": "choices[0].text",
-}
-"""A completions request and its text; AIPerf's own reader wants an ``object`` in each chunk, which
-the fake server leaves out."""
 
 
 def options() -> argparse.Namespace:
@@ -148,8 +141,8 @@ def aiperfs(url: str, given: argparse.Namespace, folder: Path) -> dict[str, floa
     model = write_tiny_model(folder / "model")
     command = [
         *(given.aiperf, "profile", "--url", url, "--model", "fake", "--tokenizer", str(model)),
-        *("--endpoint-type", "template", "--custom-endpoint", "/v1/completions", "--streaming"),
-        *("--extra-inputs", json.dumps(AIPERF_FORMAT), "--random-seed", "0"),
+        *("--endpoint-type", "completions", "--streaming", "--use-server-token-count"),
+        *("--random-seed", "0"),
         *("--isl", str(given.prompt_tokens), "--isl-stddev", "0"),
         *("--osl", str(given.output_tokens), "--osl-stddev", "0", "--arrival-pattern", "poisson"),
         *("--request-rate", str(given.rate)),

@@ -24,6 +24,9 @@ from marsbench.engine.cost import StepCost
 
 FAULTS = ("429", "500", "silent", "disconnect", "refuse-stream")
 
+CHUNK = "text_completion"
+"""What an object of the stream is, in the completions protocol."""
+
 
 @dataclass(slots=True)
 class Behaviour:
@@ -168,7 +171,8 @@ class FakeServer:
                 "time_to_first_token_ms": (first_s - scheduled_s) * 1e3,
                 "generation_time_ms": (last_s - first_s) * 1e3,
             }
-            await _send(reply, {"choices": [], "usage": usage, "metrics": metrics})
+            chunk = {"object": CHUNK, "choices": [], "usage": usage, "metrics": metrics}
+            await _send(reply, chunk)
             await reply.write(b"data: [DONE]\n\n")
             self.totals["success"] += 1
         return reply
@@ -193,7 +197,7 @@ class FakeServer:
                 choice["token_ids"] = [token]
                 if not index:
                     choice["prompt_token_ids"] = prompt
-            await _send(reply, {"choices": [choice]})
+            await _send(reply, {"object": CHUNK, "choices": [choice]})
             self.totals["generation"] += 1
             self.totals["steps"] += 1
             self._decoding[id(body)] = len(prompt) + index + 1
