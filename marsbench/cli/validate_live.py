@@ -97,7 +97,7 @@ def draw(pairs: Pairs, engines: tuple[str, str]) -> Figure:
     with theme():
         figure, (scatter, bars) = panels(1, 2)
         sns.scatterplot(
-            points, x=left, y=right, hue="system", ax=scatter, legend=False, s=22,
+            points, x=left, y=right, hue="system", ax=scatter, s=22,
             palette={system: styles[system].color for system in systems},
         )  # fmt: skip
         low, high = points[[left, right]].min().min(), points[[left, right]].max().max()
@@ -105,6 +105,7 @@ def draw(pairs: Pairs, engines: tuple[str, str]) -> Figure:
             scatter.plot([low, high], [low, high], color="#777777", linewidth=1, zorder=0)
             log_axis(scatter, "x")
             log_axis(scatter, "y")
+        scatter.legend(title="", loc="upper left")
         scatter.set(xlabel=f"session latency on {left}, s", ylabel=f"on {right}, s")
         sns.barplot(
             means, x="system", y="mean", hue="engine", ax=bars, palette=("#9ecae1", "#08519c")

@@ -95,6 +95,16 @@ def test_best_other_leaves_out_mars_variants_and_those_who_know_the_future(tmp_p
     assert starting(checks, "mean latency below vllm-tuned at some").measured == "2.00x"
 
 
+def test_ratios_over_seeds_and_of_latencies_averaged_over_seeds_are_told_apart(tmp_path):
+    """2 s and 8 s against MARS's 1 s: the geometric mean of 2 and 8 is 4, 5 s against 1 s is 5."""
+    checks = found(pairs_of(
+        tmp_path, entry("mars", 0, 0.8, 1.0), entry("mars", 1, 0.8, 1.0),
+        entry("vllm-tuned", 0, 0.8, 2.0), entry("vllm-tuned", 1, 0.8, 8.0),
+    ))  # fmt: skip
+    assert starting(checks, "mean latency below vllm-tuned, loads").measured == "4.00x"
+    assert starting(checks, "the same, latencies averaged").measured == "5.00x"
+
+
 def test_the_oracle_is_asked_at_moderate_loads_only(tmp_path):
     """MARS 11 s against 10 s at load 0.9 is within 20 %; 30 against 10 at load 1.2 does not count."""
     checks = found(pairs_of(

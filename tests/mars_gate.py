@@ -1,0 +1,24 @@
+"""A MARS at the gate, and what it lets in: for the tests of its parts."""
+
+from __future__ import annotations
+
+from mars_impl.scheduler import Mars
+
+PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "starvation_s": 600, "lend": 0,
+         "tick_s": 1, "window_min": 2, "window_decrease": 0.7, "window_increase": 1,
+         "opportunity": 1, "busy_high": 0.9}  # fmt: skip
+"""A session needs its private tokens plus one turn of growth, 800 tokens a priori, of 16,000."""
+
+
+def mars_of(build, **params):
+    """With ``PLAIN`` parameters but for these, and the story that it hears."""
+    mars = Mars(build.context(params={**PLAIN, **params}))
+    mars.admit([], build.system(), -1.0)  # it is the gate: nobody is in who did not ask
+    return mars, build.story(mars.on_event)
+
+
+def ask(mars, build, pending, now_s, **view):
+    """Sessions it lets in, of pending turns (session, arrival, prompt tokens, turn)."""
+    chosen = mars.admit([build.session(session=n, arrival_s=a, prompt_tokens=p, turn_index=t)
+                         for n, a, p, t in pending], build.system(**view), now_s)  # fmt: skip
+    return [session.session for session in chosen]
