@@ -3,11 +3,14 @@
 Not a published system; the reference bound of the suite. It sees every session of the cell: turns,
 output lengths, tool times, sub-agents. Order: shortest remaining time first (Schrage 1968), in the
 engine and at the gate, remaining time being prefill of what is not cached, decoding and tools.
-Memory: it runs only sessions whose contexts fit together at every moment of their future, shortest
-remaining first; the others wait between turns. Retention: sessions that run keep their KV through
-their tools, others give it up; if blocks still run out, the pin whose next use is farthest goes
-first (Belady). It is a strong heuristic and not a proven optimum: the problem (online packing of
-growing memory with precedence) is NP-hard. For a true lower bound see bound.py.
+Memory: it runs only sessions whose contexts fit together at every moment of their future, those with
+little time times the root of their memory remaining first; the others wait between turns. Retention:
+sessions that run keep their KV through their tools, others give it up; if blocks still run out, the
+pin whose next use is farthest goes first (Belady). It is a strong heuristic and not a proven optimum:
+the problem (online packing of growing memory with precedence) is NP-hard. Which plan is the best
+depends on the cell: where turns share a busy GPU, sessions end later than they would alone, and a
+plan that counts on their memory overcommits. ``oracle-best`` takes the best of four plans with
+hindsight and is what MARS is held against. For a true lower bound see bound.py.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ class Oracle(EngineOrder, Oversubscribe):
         params = context.params
         self._context = context
         self._budget_blocks = params.get("memory_share", 0.97) * context.num_blocks
+        self._reserve_peaks = bool(params.get("reserve_peaks", 0))
+        self._memory_weight = params.get("memory_weight", 0.5)
         self._drop_gap_s = params.get("drop_gap_s", 30.0)
         self._nice_step = params.get("nice_step", 5.0)
         self._nice_after_s = params.get("nice_after_s", 8.0)
@@ -207,14 +212,19 @@ class Oracle(EngineOrder, Oversubscribe):
         return [s for s in pending if self._futures[s.session].root in self.chosen]
 
     def _plan(self, pending: Sequence[SessionView], view: SystemView, now_s: float) -> None:
-        """Shortest remaining first, every session whose memory fits at every future moment."""
+        """In order of rank, every session whose memory fits at every future moment.
+
+        With ``reserve_peaks`` as if all reached their peaks at once: nothing is expected from ends.
+        """
         roots = {self._futures[s.session].root for s in (*view.active, *pending)}
         usage = np.zeros(MAX_BUCKETS + 1)
         prefixes: set[str] = set()
         prefix_blocks = 0
         chosen: set[int] = set()
-        for root in sorted(roots, key=lambda r: (self._rank_s(r, now_s), r)):
+        for root in sorted(roots, key=lambda r: (self._rank(r, now_s), r)):
             ahead = self._profiles[root][self._position(root, now_s) :]
+            if self._reserve_peaks:
+                ahead = ahead.max(keepdims=True)
             after = usage[: len(ahead)] + ahead
             prefix = self._futures[root].prefix
             new = prefix is not None and prefix.prefix_id not in prefixes
@@ -227,14 +237,18 @@ class Oracle(EngineOrder, Oversubscribe):
                     prefixes.add(prefix.prefix_id)
         self.chosen = chosen
 
-    def _rank_s(self, root: int, now_s: float) -> float:
-        """Remaining time; a session outside the plan would have to load its context again."""
+    def _rank(self, root: int, now_s: float) -> float:
+        """Remaining seconds times a power of the mean blocks they need.
+
+        A session outside the plan would have to load its context again.
+        """
         future, progress = self._futures[root], self._progress[root]
         left_s = self.remaining_s(root, now_s)
         if root not in self.chosen:
             reused = future.turns[progress.turn_index].reused_tokens
             left_s += prefill_s(reused, reused, self._context)
-        return left_s
+        ahead = self._profiles[root][self._position(root, now_s) :]
+        return left_s * float(max(ahead.mean(), 1.0) ** self._memory_weight)
 
     def _position(self, root: int, now_s: float) -> int:
         """Bucket of the session's own time it is in."""
@@ -256,5 +270,5 @@ ORACLE = System(
     name="oracle",
     summary="clairvoyant: shortest remaining time first, memory planned with true futures",
     clairvoyant=build,
-    tunable={"memory_share": (0.85, 0.92, 0.97, 1.0), "drop_gap_s": (10.0, 30.0, 1e9)},
+    tunable={"memory_share": (0.8, 0.97), "reserve_peaks": (0.0, 1.0)},
 )

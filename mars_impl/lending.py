@@ -3,20 +3,19 @@
 A session that waits for its tools holds a working set it does not use. Giving it up costs computing
 the context again; keeping it costs whoever waits for memory. The rule is InferCept's break-even
 applied to what is *still ahead*: as soon as the wait is more likely than not to outlast it, given
-how long it has lasted, the memory is lent. Extra sessions are worth the less the less speed
-engine or tool cores have to spare, so the break-even grows with the inverse of the scarcer one's
-spare share. What the tools are called is not asked: once a call runs, that tells nothing more.
+how long it has lasted, the memory is lent. Extra sessions are worth the less, and computing a context
+again delays the more, the less speed the engine has to spare, so the break-even grows with the inverse
+of the spare share. Busy tool cores are no reason not to lend: calls that wait for each other hold
+memory all the longer. What the tools are called is not asked: once a call runs, that tells no more.
 """
 
 from __future__ import annotations
 
 from mars_impl.estimate import reload_s
 from mars_impl.params import MarsParams
-from mars_impl.stream import SessionInfo, StreamState
+from mars_impl.stream import LEAST_SPARE, SessionInfo, StreamState
 from marsbench.core import PolicyContext
 
-LEAST_SPARE = 0.02
-"""Spare share below which nothing is lent."""
 CHECK_S = 0.5
 """How often one session's wait is judged again."""
 
@@ -45,7 +44,7 @@ class Lending:
         if self._params.lend <= 0 or not self._params.kv_signal:
             return False
         info.judged_s = now_s
-        spare = min(self._state.spare, 1.0 - self._state.tool_busy)
+        spare = self._state.spare
         if spare <= LEAST_SPARE:
             return False
         span_s = self._params.lend * self.break_even_s(info.context) / spare

@@ -39,8 +39,8 @@ class MarsParams:
     window_min: float = _param(2, "sessions", "preview: 2 (OpenHands), 4 (replay)")
     window_decrease: float = _param(0.7, "factor", "preview")
     window_increase: float = _param(1, "sessions", "preview")
-    cpu_low: float = _param(1.0, "calls per core", "preview scripts")
-    cpu_high: float = _param(4.0, "calls per core", "preview scripts")
+    cpu_low: float = _param(2.0, "calls per core", "ours (preview scripts: 1)")
+    cpu_high: float = _param(8.0, "calls per core", "ours (preview scripts: 4)")
     cpu_busy: float = _param(
         0.9, "share of cores", "ours: tool cores less busy than this are not under pressure"
     )

@@ -51,7 +51,7 @@ class Mars:
             self.state,
             Packing(params, self.state, self.lending, block_size=context.block_size),
         )
-        self.keep = Retention(params, context)
+        self.keep = Retention(params, self.state, context)
         self.tick_s: float | None = params.tick_s
         self.max_share = params.pin_share if params.retention else 0.0
         self.review_s = 1.0

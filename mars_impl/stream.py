@@ -16,6 +16,8 @@ from marsbench.events import Event, Kind
 
 BUSY_WINDOW_S = 120.0
 """Time constant of the busy shares of engine and tool cores."""
+LEAST_SPARE = 0.02
+"""An engine with a smaller share of its speed to spare counts as full."""
 
 
 @dataclass(slots=True)

@@ -106,6 +106,33 @@ def test_plan_looks_at_the_peak_not_at_today(build):
     assert names(oracle.admit(pending, build.system(), 0.0)) == [0]
 
 
+def test_reserving_peaks_does_not_count_on_ends(build):
+    """One session (9000 tokens) ends after 10 s, the other grows to 9000 after 20 s of tools: in time
+    they fit together, by their peaks they do not."""
+    sessions = [session("a", (9000, 51, 0.0)), session("b", (1000, 1, 20.0), (8000, 1, 1.0))]
+    pending = [build.session(session=s) for s in range(2)]
+    admitted = {}
+    for reserve in (0, 1):
+        oracle = Oracle(build.context(params={"reserve_peaks": reserve}), sessions)
+        admitted[reserve] = names(oracle.admit(pending, build.system(), 0.0))
+    assert admitted == {0: [0, 1], 1: [0]}
+
+
+def test_little_memory_for_long_goes_before_much_for_less_long(build):
+    """9 s of 9000 tokens against 20 s of 8000, which do not fit together, and 25 s of 100: by time
+    alone the last would come last; by time and the root of memory it comes first."""
+    sessions = [
+        session("a", (9000, 1, 0.0)),
+        session("b", (8000, 601, 0.0)),
+        session("c", (100, 1, 25.0), (1, 1, 0.0)),
+    ]
+    ranks = {}
+    for weight in (0, 0.5):
+        oracle = Oracle(build.context(params={"memory_weight": weight}), sessions)
+        ranks[weight] = sorted(range(3), key=lambda s: oracle._rank(s, 0.0))
+    assert ranks == {0: [0, 1, 2], 0.5: [2, 0, 1]}
+
+
 def test_shorter_arrival_pauses_a_longer_session_between_turns(build):
     """The long session's next turn waits, and its KV is given up, while the short one runs."""
     sessions = [

@@ -50,7 +50,7 @@ def test_tool_pressure_shrinks_the_window_from_the_sessions_that_are_active(buil
 
 def test_the_window_moves_once_a_tick(build):
     """Several questions within a second are one step."""
-    mars, story = mars_of(build)
+    mars, story = mars_of(build, cpu_high=4)
     for session in range(10):
         story.arrive(session, 0.0, 100).submit(session, 0.0)
     for at_s in (1.0, 1.4, 1.9):

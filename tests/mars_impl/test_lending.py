@@ -14,11 +14,16 @@ def lending_case(build, waited_s, **params):
         story.end(session, 0.0)
     story.ready(1, 0.0, 9000, turn=1)
     mars.state.sessions[0].resident = True
-    mars.state.tool_busy = 0.0
     mars.state.growth.mean = 800.0
     for seconds in waited_s:
         mars.state.waits.observe(seconds)
     return mars, story, [(1, 0.0, 9000, 1)]
+
+
+def spare_of(mars, share):
+    """Recent turns took so much longer than alone that this share of the speed is to spare."""
+    mars.state._took_s = mars.state._alone_s / share
+    return pytest.approx(mars.state.spare)
 
 
 def test_memory_is_lent_when_the_wait_is_likely_to_outlast_the_break_even(build):
@@ -36,13 +41,27 @@ def test_a_wait_that_ends_soon_is_not_lent(build):
     assert ask(mars, build, pending, 4.0) == []
 
 
-@pytest.mark.parametrize(("resource", "value"), [("_took_s", 100.0), ("tool_busy", 0.99)])
-def test_nothing_is_lent_while_engine_or_tool_cores_are_saturated(build, resource, value):
-    """Turns take 100 times as long as alone, or 99 % of the cores are used: another session adds work
-    and no throughput."""
+def test_nothing_is_lent_while_the_engine_is_saturated(build):
+    """Turns take 100 times as long as alone: another session adds work and no throughput."""
     mars, _, pending = lending_case(build, [1.0] * 9 + [600.0])
-    setattr(mars.state, resource, value)
+    assert spare_of(mars, 0.01) == 0.01
     assert ask(mars, build, pending, 2.0) == []
+
+
+@pytest.mark.parametrize(("wait_s", "lent"), [(30.0, False), (50.0, True)])
+def test_a_busy_engine_asks_for_longer_waits(build, wait_s, lent):
+    """A quarter of the speed to spare: 9 s of break-even become 36 s. After 2 s, the only wait that
+    lasted longer has 28 or 48 s to go."""
+    mars, _, pending = lending_case(build, [1.0] * 9 + [wait_s])
+    spare_of(mars, 0.25)
+    assert ask(mars, build, pending, 2.0) == ([1] if lent else [])
+
+
+def test_busy_tool_cores_do_not_keep_memory_from_being_lent(build):
+    """Calls that wait for each other's cores last longer, and hold more for nothing."""
+    mars, _, pending = lending_case(build, [1.0] * 9 + [600.0])
+    mars.state.tool_busy = 0.99
+    assert ask(mars, build, pending, 2.0) == [1]
 
 
 def test_the_lender_waits_until_there_is_room_again(build):

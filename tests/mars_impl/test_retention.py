@@ -27,6 +27,17 @@ def test_break_even_is_infercepts(build):
     assert mars.keep.break_even_s(2000, view) == pytest.approx(4.0)
 
 
+def test_break_even_grows_as_the_engine_gets_busy(build):
+    """Turns take four times as long as alone: so does computing the 4 s above again. A full engine
+    counts as one with a fiftieth of its speed to spare, so that no bound is infinite."""
+    mars, _ = mars_of(build, break_even=1)
+    view = build.engine(num_blocks=1000, free_blocks=500)
+    mars.state._took_s = 4 * mars.state._alone_s
+    assert mars.keep.break_even_s(2000, view) == pytest.approx(16.0)
+    mars.state._took_s = 1e9 * mars.state._alone_s
+    assert mars.keep.break_even_s(2000, view) == pytest.approx(200.0)
+
+
 def test_break_even_is_never_below_one_recomputation(build):
     """Alone in the cache the ratio would be 1/2; holding what nobody else wants costs nothing."""
     mars, _ = mars_of(build, break_even=1)

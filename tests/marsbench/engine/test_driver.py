@@ -114,10 +114,17 @@ def test_turns_take_time_to_reach_the_engine():
     sent at 18 ms, after 10 ms of tools, and there 5 + 1.5 ms later."""
     log = EventLog()
     tool = ToolCall("ls", "shell_read", 0.01)
+    ready = []
+
+    class Noting(SimCore):
+        def submit(self, request):
+            ready.append(request.ready_ps)
+            super().submit(request)
+
     driver.run_cell(
         sessions=[Session("a", (Turn(10, 2, tools=(tool,)), Turn(3, 1)))],
         arrivals=ArrivalPlan(times_ps=(0,), closed_loop=None),
-        core_factory=lambda listener: SimCore(
+        core_factory=lambda listener: Noting(
             EngineConfig(num_blocks=64), MILLISECOND, Policies(), listener
         ),
         policies=Policies(),
@@ -132,3 +139,4 @@ def test_turns_take_time_to_reach_the_engine():
     assert times[Kind.GPU_SUBMIT] == [0, 18 * MS]
     assert times[Kind.GPU_SCHED_FIRST] == [6 * MS, 24 * MS + MS // 2]
     assert times[Kind.GPU_END] == [8 * MS, 25 * MS + MS // 2]
+    assert ready == times[Kind.GPU_SCHED_FIRST], "the engine's order is that of arrival there"

@@ -92,6 +92,8 @@ def test_lease_replaces_the_inferred_call(rig):
                 ("TOOL_ENQUEUED", 0), ("TOOL_START", 0),  # as announced
                 ("TOOL_ENQUEUED", 0), ("TOOL_START", 0), ("TOOL_END", 0),  # as leased
             ]  # fmt: skip
+            leased = [row for row in rows if row[1] == Kind.TOOL_START][1]
+            assert leased[7:9].tolist() == [7, 2_500_000_000_000]
             end = next(row for row in rows if row[1] == Kind.TOOL_END)
             assert (int(end[7]), int(end[8])) == (1, 500_000_000_000)
 
