@@ -67,7 +67,9 @@ END
     done ;;
   trace-profiles)
     for p in h200-nvl/qwen3-coder-30b-a3b h100-nvl/gpt-oss-120b $H200; do
-      echo "trace-profiles-${p/\//-} $X/claims-trace.yaml $X/claims-trace-profiles.yaml -w $(trace) --profile $p"
+      for s in 0 1 2 3 4; do
+        echo "trace-profiles-${p/\//-}-$s $X/claims-trace.yaml -w $(trace) --profile $p --seeds 1 -c first_seed=$s"
+      done
     done ;;
   trace-scarce)
     local files="$X/claims-trace.yaml $X/claims-scarce.yaml"

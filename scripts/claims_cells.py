@@ -19,6 +19,8 @@ CELL = ["workload", "profile", "tool_cores", "sessions", "load"]
 LATENCIES = ("mean_s", "p90_s", "p95_s", "p99_s")
 SCARCE = 0.7
 """Share of the tool cores that load 1.0 keeps busy, from which on tools wait for cores."""
+ORACLE = "oracle-best"
+"""The best of some clairvoyant plans: what a scheduler that knew the future would reach at least."""
 RESAMPLES = 2000
 MIN_SEEDS = 3
 """Fewer give no interval."""

@@ -14,7 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
-from claims_cells import CELL, SCARCE, ClaimsError, Pairs, best_other, geomean, read
+from claims_cells import CELL, ORACLE, SCARCE, ClaimsError, Pairs, best_other, geomean, read
 from claims_checks import HEAVY, checks
 
 
@@ -91,7 +91,7 @@ def by_load(pairs: Pairs) -> str:
     rows, best = pairs.rows, best_other(pairs.rows)
     lines = {
         "best other": best,
-        **{name: rows[rows["system"] == name] for name in ("vllm-tuned", "static-best", "oracle")},
+        **{name: rows[rows["system"] == name] for name in ("vllm-tuned", "static-best", ORACLE)},
     }
     columns = {
         name: part.groupby("load")["mean_s_ratio"].apply(geomean)
@@ -145,7 +145,7 @@ def page(pairs: Pairs) -> str:
         f"{seeds} seeds; intervals: 95 %, bootstrap over seeds; code {', '.join(sorted(pairs.commits))}."),
         *(f"Input {name}: SHA-256 `{sha}`." for name, sha in sorted(pairs.inputs.items())),
         *([f"Some sessions failed under: {', '.join(failed)}."] if len(failed) else []),
-        ("`static-best` and `oracle` know the future; *best other* is the best online system of a cell "
+        (f"`static-best` and `{ORACLE}` know the future; *best other* is the best online system of a cell "
         "besides MARS, tuned variants counted."),
     ]  # fmt: skip
     sections = {
