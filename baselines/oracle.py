@@ -4,7 +4,7 @@ Not a published system; the reference bound of the suite. It sees every session 
 output lengths, tool times, sub-agents. Order: shortest remaining time first (Schrage 1968), in the
 engine and at the gate, remaining time being prefill of what is not cached, decoding and tools.
 Memory: it runs only sessions whose contexts fit together at every moment of their future, those with
-little time times the root of their memory remaining first; the others wait between turns. Retention:
+little time, or time times the root of memory, remaining first; the others wait between turns. Retention:
 sessions that run keep their KV through their tools, others give it up; if blocks still run out, the
 pin whose next use is farthest goes first (Belady). It is a strong heuristic and not a proven optimum:
 the problem (online packing of growing memory with precedence) is NP-hard. Which plan is the best
@@ -61,8 +61,9 @@ class Oracle(EngineOrder, Oversubscribe):
     def __init__(self, context: PolicyContext, sessions: Sequence[Session]) -> None:
         params = context.params
         self._context = context
-        self._budget_blocks = params.get("memory_share", 0.97) * context.num_blocks
-        self._reserve_peaks = bool(params.get("reserve_peaks", 0))
+        self._peak_share = params.get("peak_share", 0.0)
+        share = self._peak_share or params.get("memory_share", 0.97)
+        self._budget_blocks = share * context.num_blocks
         self._memory_weight = params.get("memory_weight", 0.5)
         self._drop_gap_s = params.get("drop_gap_s", 30.0)
         self._nice_step = params.get("nice_step", 5.0)
@@ -214,7 +215,7 @@ class Oracle(EngineOrder, Oversubscribe):
     def _plan(self, pending: Sequence[SessionView], view: SystemView, now_s: float) -> None:
         """In order of rank, every session whose memory fits at every future moment.
 
-        With ``reserve_peaks`` as if all reached their peaks at once: nothing is expected from ends.
+        With ``peak_share`` as if all reached their peaks at once: nothing is expected from ends.
         """
         roots = {self._futures[s.session].root for s in (*view.active, *pending)}
         usage = np.zeros(MAX_BUCKETS + 1)
@@ -223,7 +224,7 @@ class Oracle(EngineOrder, Oversubscribe):
         chosen: set[int] = set()
         for root in sorted(roots, key=lambda r: (self._rank(r, now_s), r)):
             ahead = self._profiles[root][self._position(root, now_s) :]
-            if self._reserve_peaks:
+            if self._peak_share:
                 ahead = ahead.max(keepdims=True)
             after = usage[: len(ahead)] + ahead
             prefix = self._futures[root].prefix
@@ -270,5 +271,5 @@ ORACLE = System(
     name="oracle",
     summary="clairvoyant: shortest remaining time first, memory planned with true futures",
     clairvoyant=build,
-    tunable={"memory_share": (0.8, 0.97), "reserve_peaks": (0.0, 1.0)},
+    tunable={"memory_weight": (0.0, 0.5), "peak_share": (0.0, 0.9)},
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs behind results/reference/claims, two at a time: scripts/claims.sh SET... [--list]
-#   generated  four workloads, four deployments, seven loads     static     the best fixed window there
-#   tuned      baselines with tuned parameters, on two of these  scarce     few tool cores
+#   generated  four workloads, four deployments, seven loads     scarce     few tool cores
+#   tuned      baselines with tuned parameters, on two of these  static     the best fixed window, on the same two
 #   ablations  MARS with parts taken away                        core       cells on vLLM's own scheduler
 #   trace, trace-profiles, trace-scarce                          a recorded trace, TRACE=FILE
 #   tables     results/reference/claims/*.md from finished runs
@@ -26,26 +26,25 @@ sessions() { # the H200 holds three to four times as many sessions: 100 are over
   case $1 in h200*) echo 200 ;; *) echo 100 ;; esac
 }
 
-each_gpu() { # NAME FILES: a run for each workload and GPU, with the models of claims.yaml
+each_end() { # NAME FILES: a run for each workload on the paper's two ends
   for w in $WORKLOADS; do
-    for gpu in h100 h200; do
-      echo "$1-$w-$gpu $2 -w $w --tool-cores $(cores "$w") --sessions $(sessions $gpu)" \
-        "--profile $gpu-nvl/qwen3-coder-30b-a3b --profile $gpu-nvl/gpt-oss-120b"
+    for p in $H100 $H200; do
+      echo "$1-$w-${p%%-*} $2 -w $w --profile $p --tool-cores $(cores "$w") --sessions $(sessions "$p")"
     done
   done
 }
 
 runs() { # NAME ARGUMENTS of every run of a set
   case $1 in
-  generated) each_gpu generated "$X/claims.yaml" ;;
-  static) each_gpu static "$X/claims.yaml $X/claims-static.yaml" ;;
-  tuned) # the paper's two ends
+  generated)
     for w in $WORKLOADS; do
-      for p in $H100 $H200; do
-        echo "tuned-$w-${p%%-*} $X/claims.yaml $X/claims-tuned.yaml -w $w --profile $p" \
-          "--tool-cores $(cores "$w") --sessions $(sessions "$p")"
+      for gpu in h100 h200; do
+        echo "generated-$w-$gpu $X/claims.yaml -w $w --tool-cores $(cores "$w") --sessions $(sessions $gpu)" \
+          "--profile $gpu-nvl/qwen3-coder-30b-a3b --profile $gpu-nvl/gpt-oss-120b"
       done
     done ;;
+  static) each_end static "$X/claims.yaml $X/claims-static.yaml" ;;
+  tuned) each_end tuned "$X/claims.yaml $X/claims-tuned.yaml" ;;
   scarce)
     local files="$X/claims.yaml $X/claims-scarce.yaml"
     while read -r w p c; do

@@ -112,10 +112,10 @@ def test_reserving_peaks_does_not_count_on_ends(build):
     sessions = [session("a", (9000, 51, 0.0)), session("b", (1000, 1, 20.0), (8000, 1, 1.0))]
     pending = [build.session(session=s) for s in range(2)]
     admitted = {}
-    for reserve in (0, 1):
-        oracle = Oracle(build.context(params={"reserve_peaks": reserve}), sessions)
-        admitted[reserve] = names(oracle.admit(pending, build.system(), 0.0))
-    assert admitted == {0: [0, 1], 1: [0]}
+    for share in (0, 0.97):
+        oracle = Oracle(build.context(params={"peak_share": share}), sessions)
+        admitted[share] = names(oracle.admit(pending, build.system(), 0.0))
+    assert admitted == {0: [0, 1], 0.97: [0]}
 
 
 def test_little_memory_for_long_goes_before_much_for_less_long(build):
