@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from marsbench.tools.base import MILLI, WEIGHTS, Outcome, ToolDemand
@@ -161,11 +161,11 @@ def reference(cores, jobs):
     ``rest[i]`` is what call i has to do at its own niceness, after ``computing[i]`` at 0.
     """
     todo = sorted(range(len(jobs)), key=lambda i: jobs[i][0])
-    computing, waiting, ends, rest = {}, {}, {}, {}
+    computing, waiting, ends, rest, nice = {}, {}, {}, {}, {}
     now = Fraction(0)
     while todo or computing or waiting:
         rates, left = {}, Fraction(cores or 10**9)
-        weights = {i: WEIGHTS[0 if rest[i] else jobs[i][1].nice] for i in computing}
+        weights = {i: WEIGHTS[nice[i]] for i in computing}
         weight_left = sum(weights.values())
         for i in sorted(computing, key=lambda i: Fraction(jobs[i][1].cores_milli, weights[i])):
             share = left * weights[i] / weight_left
@@ -183,7 +183,7 @@ def reference(cores, jobs):
         for i in list(computing):
             computing[i] -= rates[i] * step
             if computing[i] <= 0 and rest[i]:
-                computing[i], rest[i] = rest[i], Fraction(0)
+                computing[i], rest[i], nice[i] = rest[i], Fraction(0), jobs[i][1].nice
             elif computing[i] <= 0:
                 del computing[i]
                 waiting[i] = now + jobs[i][1].io_ps
@@ -199,9 +199,9 @@ def reference(cores, jobs):
             i = todo.pop(0)
             demand = jobs[i][1]
             equal = min(demand.cpu_ps, demand.nice_after_ps) if demand.nice else 0
-            computing[i], rest[i] = Fraction(demand.cpu_ps), Fraction(0)
+            computing[i], rest[i], nice[i] = Fraction(demand.cpu_ps), Fraction(0), demand.nice
             if equal:
-                computing[i], rest[i] = Fraction(equal), Fraction(demand.cpu_ps - equal)
+                computing[i], rest[i], nice[i] = Fraction(equal), Fraction(demand.cpu_ps - equal), 0
             if computing[i] == 0:
                 del computing[i]
                 waiting[i] = now + jobs[i][1].io_ps
@@ -228,8 +228,15 @@ random_jobs = st.lists(
 )
 
 
+WHOLE_AT_NICENESS_0 = [
+    (0, ToolDemand("t", "test", 40_000, 1000)),
+    (0, ToolDemand("t", "test", 13_000, 500, nice=5, nice_after_ps=13_000)),
+]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 5), random_jobs)
+@example(1, WHOLE_AT_NICENESS_0)
 def test_random_arrivals_agree_with_the_reference(cores, jobs):
     """Every end is the exact rational one, up to the rounding of ends to whole picoseconds."""
     ends, order, _ = run(cores, jobs)

@@ -60,6 +60,10 @@ class Engine:
     def now_ps(self):
         return time.monotonic_ns() * 1000
 
+    @property
+    def ended(self):
+        return sum(event.kind == Kind.SESSION_END for event in self.heard)
+
     def hear(self, event):
         self.heard.append(event)
         if event.kind != Kind.GPU_SUBMIT:
@@ -80,7 +84,11 @@ class Engine:
             self.link.flush(lambda: (100, 60, 7, 1, 0), now=False)
             time.sleep(0.002)
 
-    def stop(self):
+    def stop(self, *, sessions):
+        """Once it has heard of so many ends: the last words of a run are on their way when it is over."""
+        give_up_s = time.monotonic() + 10
+        while self.ended < sessions and time.monotonic() < give_up_s:
+            time.sleep(0.005)
         self.stopping.set()
         self.thread.join()
         self.link.close()
@@ -107,7 +115,7 @@ def test_what_the_engine_tells_is_on_record(tmp_path, fake):
             warm_up_turns=1,
             link=link,
         )
-    engine.stop()
+    engine.stop(sessions=2)
     report = link.report()
     link.close()
     rows = log.to_numpy()
