@@ -228,10 +228,7 @@ random_jobs = st.lists(
 )
 
 
-WHOLE_AT_NICENESS_0 = [
-    (0, ToolDemand("t", "test", 40_000, 1000)),
-    (0, ToolDemand("t", "test", 13_000, 500, nice=5, nice_after_ps=13_000)),
-]
+WHOLE_AT_NICENESS_0 = [(0, job(40_000_000)), (0, job(13_000_000, 0.5, nice=5, after=13_000_000))]
 
 
 @settings(max_examples=150, deadline=None)
