@@ -50,14 +50,15 @@ class Pairs:
         logs = self.logs.reindex(keys).to_numpy(dtype=float)
         if not logs.size or np.isfinite(logs).sum(axis=1).min() < MIN_SEEDS:
             return None
-        per_seed = np.nanmean(logs, axis=0) if np.isfinite(logs).all() else None
+        logs = logs[:, np.isfinite(logs).any(axis=0)]
         rng = np.random.default_rng(0)
         drawn = rng.integers(0, logs.shape[1], (RESAMPLES, logs.shape[1]))
-        if per_seed is not None:
-            means = per_seed[drawn].mean(axis=1)
+        if np.isfinite(logs).all():
+            means = logs.mean(axis=0)[drawn].mean(axis=1)
         else:  # seeds missing in some cells: average what a draw has of each
-            means = np.array([np.nanmean(np.nanmean(logs[:, d], axis=1)) for d in drawn])
-        low, high = np.exp(np.nanpercentile(means, [2.5, 97.5]))
+            known = np.ma.masked_invalid(logs)
+            means = np.array([float(known[:, d].mean(axis=1).mean()) for d in drawn])
+        low, high = np.exp(np.percentile(means, [2.5, 97.5]))
         return float(low), float(high)
 
 

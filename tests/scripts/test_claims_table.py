@@ -153,6 +153,20 @@ def test_a_range_of_the_paper_can_hold_in_part(tmp_path):
     assert ">= 1.44x in 50% of cells x systems, somewhere for 1 of 2 systems" in mean.measured
 
 
+def test_an_interval_is_over_the_seeds_there_are(tmp_path):
+    """MARS has five seeds and b three, each 2x; c has four, two of them 4x: nothing is told but that."""
+    entries = [entry("mars", seed, 1.0, 1.0) for seed in range(5)]
+    entries += [entry("b", seed, 1.0, 2.0) for seed in range(3)]
+    entries += [entry("c", seed, 1.0, 2.0 + 2.0 * (seed > 2)) for seed in range(1, 5)]
+    pairs = pairs_of(tmp_path, *entries)
+    of = {name: pairs.interval(part) for name, part in pairs.rows.groupby("system")}
+    assert of["b"] == pytest.approx((2.0, 2.0))
+    both = pairs.interval(pairs.rows)
+    assert 2.0 <= both[0] < both[1] <= 8.0**0.5
+    assert of["c"][0] == pytest.approx(2.0)
+    assert of["c"][1] == pytest.approx(4.0)
+
+
 def test_an_interval_needs_three_seeds_and_covers_the_mean(tmp_path):
     """Ratios 2, 2, 2 leave no doubt; two seeds give no interval."""
     three = [entry(name, seed, 1.0, mean) for seed in range(3)
