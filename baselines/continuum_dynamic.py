@@ -66,10 +66,7 @@ class ContinuumDynamic(Continuum):
         own = self._by_tool.get(tool)
         waits = own if own is not None and own.count > self._min_records else self._all
         tokens = turn.computed_tokens
-        reload_s = (
-            tokens / self._context.prefill_tokens_per_s
-            + self._context.prefill_s_per_pair * tokens * tokens / 2
-        )
+        reload_s = self._context.prefill_s(tokens, tokens)
         delay_s = sum(self._delays_s) / len(self._delays_s) if self._delays_s else 0.0
         return waits.best_ttl_s(delay_s * self._continuity.factor() + reload_s)
 

@@ -64,12 +64,6 @@ class Future:
         return self.total_s - spent_s
 
 
-def prefill_s(new_tokens: int, context_tokens: int, context: PolicyContext) -> float:
-    """Seconds to prefill the last ``new_tokens`` of a context."""
-    pairs = new_tokens * (context_tokens - new_tokens) + new_tokens * new_tokens / 2
-    return new_tokens / context.prefill_tokens_per_s + pairs * context.prefill_s_per_pair
-
-
 def foresee(
     sessions: Sequence[Session], context: PolicyContext, *, kv_read_s_per_token: float = 0.0
 ) -> list[Future]:
@@ -90,7 +84,7 @@ def foresee(
         turns: list[TurnWork] = []
         for turn, plan in zip(session.turns, plan_turns(session), strict=True):
             new_tokens = plan.prompt_tokens - plan.reused_tokens
-            work_s = prefill_s(new_tokens, plan.prompt_tokens, context)
+            work_s = context.prefill_s(new_tokens, plan.prompt_tokens)
             # The step that ends the prefill makes the first token.
             steps = max(0, plan.output_tokens - 1)
             reads = max(0, plan.prompt_tokens - SHORT_CONTEXT_TOKENS) * kv_read_s_per_token

@@ -70,13 +70,8 @@ class InferCept(SoftPins):
         """Token-seconds by which keeping the pin wastes more than dropping it."""
         tokens = pin.context_tokens
         preserve = (now_s - pin.since_s) * tokens
-        discard = self._forward_s(tokens) * (tokens + other_tokens)
+        discard = self._context.prefill_s(tokens, tokens) * (tokens + other_tokens)
         return preserve - self._discard_scale * discard
-
-    def _forward_s(self, tokens: int) -> float:
-        """Seconds to prefill ``tokens`` from nothing; causal attention sees n²/2 pairs."""
-        linear = tokens / self._context.prefill_tokens_per_s
-        return linear + self._context.prefill_s_per_pair * tokens * tokens / 2
 
 
 def _tokens_running(view: EngineView) -> int:

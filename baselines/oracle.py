@@ -3,12 +3,12 @@
 Not a published system; the reference bound of the suite. It sees every session of the cell: turns,
 output lengths, tool times, sub-agents. Order: shortest remaining time first (Schrage 1968), in the
 engine and at the gate, remaining time being prefill of what is not cached, decoding and tools.
-Memory: it runs only sessions whose contexts fit together at every moment of their future, those with
-little time, or time times the root of memory, remaining first; the others wait between turns. Retention:
-sessions that run keep their KV through their tools, others give it up; if blocks still run out, the
-pin whose next use is farthest goes first (Belady). It is a strong heuristic and not a proven optimum:
-the problem (online packing of growing memory with precedence) is NP-hard. Which plan is the best
-depends on the cell: where turns share a busy GPU, sessions end later than they would alone, and a
+Memory: it runs only sessions whose contexts fit together at every moment of their future, those
+with little time, or time times the root of memory, remaining first; the others wait between turns.
+Retention: sessions that run keep their KV through their tools, others give it up; if blocks still
+run out, the pin whose next use is farthest goes first (Belady). It is a strong heuristic and not a
+proven optimum: the problem (online packing of growing memory with precedence) is NP-hard. Which plan
+is the best depends on the cell: where turns share a busy GPU, sessions end later than they would alone, and a
 plan that counts on their memory overcommits. ``oracle-best`` takes the best of four plans with
 hindsight and is what MARS is held against. For a true lower bound see bound.py.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baselines.foresight import foresee, memory_profiles, prefill_s
+from baselines.foresight import foresee, memory_profiles
 from marsbench.admission.base import (
     MAX_NICE,
     Niceness,
@@ -130,7 +130,7 @@ class Oracle(EngineOrder, Oversubscribe):
         """Shortest remaining time first, lost cache included."""
         work = self._futures[turn.session].turns[turn.turn_index]
         lost = max(0, work.reused_tokens - view.cached_tokens(turn))
-        reload_s = prefill_s(lost, work.reused_tokens, self._context)
+        reload_s = self._context.prefill_s(lost, work.reused_tokens)
         return (self._turn_key(turn, view, now_s) + reload_s, float(turn.sequence))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
@@ -247,7 +247,7 @@ class Oracle(EngineOrder, Oversubscribe):
         left_s = self.remaining_s(root, now_s)
         if root not in self.chosen:
             reused = future.turns[progress.turn_index].reused_tokens
-            left_s += prefill_s(reused, reused, self._context)
+            left_s += self._context.prefill_s(reused, reused)
         ahead = self._profiles[root][self._position(root, now_s) :]
         return left_s * float(max(ahead.mean(), 1.0) ** self._memory_weight)
 

@@ -19,14 +19,12 @@ PRIOR_S_PER_TOKEN = 0.01
 
 def reload_s(tokens: int, context: PolicyContext) -> float:
     """Seconds to compute a context of so many tokens again."""
-    return turn_s(tokens, tokens, 0, context)
+    return context.prefill_s(tokens, tokens)
 
 
 def turn_s(prefilled: int, prompt: int, output: int, context: PolicyContext) -> float:
     """Seconds of a turn alone in the engine: the last ``prefilled`` tokens of the prompt, decoding."""
-    pairs = prefilled * (prompt - prefilled / 2)
-    prefill_s = prefilled / context.prefill_tokens_per_s + pairs * context.prefill_s_per_pair
-    return prefill_s + output * context.decode_step_s
+    return context.prefill_s(prefilled, prompt) + output * context.decode_step_s
 
 
 class Growth:

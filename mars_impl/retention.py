@@ -2,8 +2,8 @@
 
 Paper: "retain only when warm resumption yields a latency benefit" (abstract), bounded pinning; the
 public preview leaves it out. Benefit: the re-prefill saved. Cost: the blocks others cannot use while
-the tool runs. The break-even bound is InferCept's form with the context of those who would wait, over the speed the
-engine has to spare: computing a context again delays everybody in a busy batch.
+the tool runs. The break-even bound is InferCept's form with the context of those who would wait,
+over the speed the engine has to spare: computing a context again delays everybody in a busy batch.
 """
 
 from __future__ import annotations

@@ -132,3 +132,11 @@ class PolicyContext:
     seed: int = 0
     params: dict[str, float] = field(default_factory=dict)
     """Overrides of a policy's parameters by name (tuning, sensitivity, ablations)."""
+
+    def prefill_s(self, new_tokens: int, prompt_tokens: int) -> float:
+        """Seconds alone to prefill the last ``new_tokens`` of a prompt, the others being cached.
+
+        Causal attention: each of them sees what is before it.
+        """
+        pairs = new_tokens * (prompt_tokens - new_tokens / 2)
+        return new_tokens / self.prefill_tokens_per_s + pairs * self.prefill_s_per_pair
