@@ -146,22 +146,28 @@ def static(pairs: Pairs) -> Iterator[Check]:
 def others(pairs: Pairs) -> Iterator[Check]:
     """Against the best other online system of each cell."""
     best = best_other(pairs.rows)
-    ratio = best["mean_s_ratio"]
     if not len(best):
         return
-    worst = f"worst {at(lowest(best))}"
-    first = (ratio >= 1 - TIE).mean()
-    yield Check(
-        "best mean latency of all online systems (ties count)", ">= 90 % of cells",
-        f"{first:.0%}; alone in {(ratio > 1 + TIE).mean():.0%}", verdict(first >= 0.9), len(best),
-        worst,
-    )  # fmt: skip
-    yield Check(
-        "never more than 2 % worse than the best other", "every cell",
-        f"{(ratio >= 0.98).sum()} of {len(best)}", verdict(ratio.min() >= 0.98), len(best), worst,
-    )  # fmt: skip
-    untuned = pairs.rows[published(pairs.rows)]
-    for words, part in (("tuned variants counted", best), ("as published", best_other(untuned))):
+    untuned = best_other(pairs.rows[published(pairs.rows)])
+    among = [
+        ("tuned variants counted", best),
+        *([("as published", untuned)] if len(untuned) else []),
+    ]
+    for words, part in among:
+        ratio = part["mean_s_ratio"]
+        worst = f"worst {at(lowest(part))}"
+        first = (ratio >= 1 - TIE).mean()
+        yield Check(
+            f"best mean latency of all online systems, {words} (ties count)", ">= 90 % of cells",
+            f"{first:.0%}; alone in {(ratio > 1 + TIE).mean():.0%}", verdict(first >= 0.9),
+            len(part), worst,
+        )  # fmt: skip
+        yield Check(
+            f"never more than 2 % worse than the best other, {words}", "every cell",
+            f"{(ratio >= 0.98).sum()} of {len(part)}", verdict(ratio.min() >= 0.98), len(part),
+            worst,
+        )  # fmt: skip
+    for words, part in among:
         heavy = part[part["load"] >= HEAVY]
         if len(heavy):
             yield Check(
