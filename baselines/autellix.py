@@ -9,7 +9,9 @@ form (a child starts at its parent's service, the parent continues at the longes
 Queue ends, beta and the victim rule (lowest queue, most blocks, latest) are those of the
 re-implementation in the MARS preview; ``step_quanta`` 1 adds its prefill chunks of
 2048/1024/512/256 tokens by queue, which the paper does not have (many half-done prompts then
-compete for blocks). Differs: no swap to host memory (none is modelled) and no multi-step scheduling; a queued turn takes a running
+compete for blocks). ``queues`` 0 is plain PLAS, which the paper starts from: least attained service
+first, without queues; where contexts exceed the last queue's end the queues are nearly first come,
+first served. Differs: no swap to host memory (none is modelled) and no multi-step scheduling; a queued turn takes a running
 one's place only when blocks run out; one replica, so no load balancer; waiting and running are
 measured in seconds inside the engine, as in the paper, not in tokens.
 """
@@ -66,6 +68,7 @@ class Autellix:
         scale = params.get("queue_scale", 1.0)
         self._ends = tuple(end * scale for end in QUEUE_ENDS_TOKENS)
         self._step_quanta = params.get("step_quanta", 0.0) > 0
+        self._queues = params.get("queues", 1.0) > 0
         self._sessions: dict[int, _Service] = {}
         self._parent: dict[int, int] = {}
 
@@ -90,6 +93,15 @@ class Autellix:
 
     def level(self, turn: TurnView, now_s: float) -> int:
         """Queue of the turn: 0 is served first."""
+        return bisect_right(self._ends, self._attained(turn, now_s))
+
+    def _place(self, turn: TurnView, now_s: float) -> float:
+        """What turns are served by, smaller first: the queue, or without queues the service."""
+        attained = self._attained(turn, now_s)
+        return float(bisect_right(self._ends, attained)) if self._queues else float(attained)
+
+    def _attained(self, turn: TurnView, now_s: float) -> int:
+        """Tokens of service that the session has had; none if it has waited too long."""
         service = self._of(turn.session)
         waited_s, ran_s = service.waited_s, service.ran_s
         if service.since_s is not None:
@@ -99,16 +111,15 @@ class Autellix:
             )
         if waited_s > 0 and waited_s >= self._beta * ran_s:
             return 0
-        attained = service.served_tokens + service.prefilled_tokens + turn.generated_tokens
-        return bisect_right(self._ends, attained)
+        return service.served_tokens + service.prefilled_tokens + turn.generated_tokens
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Upper queues first; first come first served within a queue."""
-        return (float(self.level(turn, now_s)), float(turn.sequence))
+        return (self._place(turn, now_s), float(turn.sequence))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """As in the waiting queue."""
-        return (float(self.level(turn, now_s)), float(turn.sequence))
+        return (self._place(turn, now_s), float(turn.sequence))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
         """Smaller chunks for lower queues, if switched on."""
@@ -122,7 +133,7 @@ class Autellix:
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Lowest queue, then most blocks, then latest."""
-        return (float(self.level(turn, now_s)), float(turn.num_blocks), float(turn.sequence))
+        return (self._place(turn, now_s), float(turn.num_blocks), float(turn.sequence))
 
     def skip_blocked(self) -> bool:
         """Stop at the first turn that does not fit, as vLLM does."""
@@ -152,6 +163,7 @@ class Autellix:
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build Autellix for a deployment."""
     return Policies(scheduling=Autellix(context))
 
 
@@ -162,5 +174,7 @@ AUTELLIX = System(
     tunable={
         "beta": (1.0, 2.0, 4.0, 1e9),
         "queue_scale": (1.0, 4.0, 16.0),
+        "queues": (0.0, 1.0),
     },
+    limits={"beta": (0.01, 1e9), "queue_scale": (0.01, 1e6), "queues": (0.0, 1.0)},
 )

@@ -1,12 +1,14 @@
 """A lower bound on mean session latency that no schedule can beat, from work alone.
 
-Not a policy. Two arguments, the larger one counts. Critical path: no session is faster than
-alone on an idle deployment with every reusable prefix cached. Capacity: of each resource (compute
-of the GPU, KV memory, tool cores) a session needs a known amount; take the relaxation in which
-that resource serves any mixture of sessions at full rate, preemption is free and nothing else
-takes time; for one such machine, shortest remaining processing time first minimises the mean
-(Schrage, Operations Research 16(3), 1968). Every real schedule is one of the relaxed ones, so
-the relaxed optimum bounds it from below.
+Not a policy. Two arguments, the larger one counts. Critical path: no session is faster than alone
+on an idle deployment with every reusable prefix cached. Capacity: of each resource (compute of the
+GPU, KV memory, tool cores) a session needs a known amount; take the relaxation in which that
+resource serves any mixture of sessions at full rate, preemption is free and nothing else takes
+time. Host memory for KV changes neither: prefixes count as cached whatever memory there is, a
+context counts against the GPU's only while the engine works on it, and copies take no time. For one
+such machine, shortest remaining processing time first minimises the mean (Schrage, Operations
+Research 16(3), 1968). Every real schedule is one of the relaxed ones, so the relaxed optimum bounds
+it from below.
 """
 
 from __future__ import annotations

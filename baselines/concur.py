@@ -6,8 +6,8 @@ Reproduced: a window W over active agents; every control interval W grows by alp
 use is below U_low = 0.2, halves (beta = 0.5) when use is above U_high = 0.5 and the prefix hit
 rate is below H = 0.2, else holds; agents beyond the window pause between turns, never inside one,
 and the newest pause first; paused agents resume before new ones enter. Differs: the control
-interval and the first window are not stated in what we could read (5 s and 8 here, both in the
-grid); the hit rate is the engine's over its last 64 turns; KV use counts blocks referenced by
+interval and the first window are not stated in what we could read (5 s and 8 here, the window in
+the grid beside alpha, beta and the three marks); the hit rate is the engine's over its last 64 turns; KV use counts blocks referenced by
 turns (cached but free blocks count as free, as in the engine's own gauge); W is looked at only
 while somebody waits, so an idle system does not inflate it; sub-agents pass with their parent.
 """
@@ -71,6 +71,7 @@ class Concur:
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build CONCUR for a deployment."""
     return Policies(admission=Concur(context))
 
 
@@ -79,9 +80,19 @@ CONCUR = System(
     summary="CONCUR (ICML'26): AIMD on active agents from KV use and hit rate",
     build=build,
     tunable={
-        "hit_low": (0.2, 0.5, 0.8),
-        "use_low": (0.2, 0.5, 0.8),
-        "use_high": (0.5, 0.8),
-        "interval_s": (1.0, 5.0, 20.0),
+        "alpha": (1.0, 2.0),
+        "beta": (0.5, 0.8),
+        "window_init": (4.0, 8.0),
+        "hit_low": (0.2, 0.8),
+        "use_low": (0.2, 0.8),
+        "use_high": (0.5, 0.9),
+    },
+    limits={
+        "alpha": (0.01, 64.0),
+        "beta": (0.05, 1.0),
+        "window_init": (1.0, 1024.0),
+        "hit_low": (0.0, 1.0),
+        "use_low": (0.0, 1.0),
+        "use_high": (0.0, 1.0),
     },
 )

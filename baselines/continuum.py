@@ -48,12 +48,14 @@ class Continuum(SoftPins):
             self._away.pop(event.session, None)
 
     def observe_wait(self, tool: str, wait_s: float) -> None:
-        """A session came back ``wait_s`` after the turn that called ``tool``."""
+        """Note that a session came back ``wait_s`` after the turn that called ``tool``."""
         count, total_s = self._waits.get(tool, (0, 0.0))
         self._waits[tool] = (count + 1, total_s + wait_s)
 
     def ttl_s(self, tool: str, turn: TurnView) -> float:
-        """How long to keep the KV of a turn that called ``tool``; 0 = not at all."""
+        """Return for how long to keep the KV of a turn that called ``tool``, in seconds; 0 means
+        not at all.
+        """
         count, total_s = self._waits.get(tool, (0, 0.0))
         return self._ttl_s if count == 0 or total_s / count <= self._quick_s else 0.0
 
@@ -80,6 +82,7 @@ class Continuum(SoftPins):
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build Continuum for a deployment."""
     policy = Continuum(context)
     return Policies(scheduling=policy, retention=policy)
 
@@ -89,4 +92,5 @@ CONTINUUM = System(
     summary="Continuum as released: 2 s TTL for quick tools, pinned first, session FCFS",
     build=build,
     tunable={"ttl_s": (1.0, 2.0, 4.0, 6.0, 10.0, 30.0), "quick_s": (1.0, 2.0, 5.0, 1e9)},
+    limits={"quick_s": (0.0, 1e9)},
 )

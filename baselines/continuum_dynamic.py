@@ -8,7 +8,9 @@ empirical distribution of observed waits, T the mean queueing delay of turns who
 (1.0 until there are two), reload the time to prefill the context again. Cold start: 2.0 s up to
 K = 100 observations overall, then all waits together, then the tool's own once it has K.
 Order, expiry and reclaim are those of continuum.py. Differs: the newest 1000 waits per
-distribution are kept; reload is recomputation, since no DRAM tier is modelled.
+distribution are kept; reload is recomputation, since no DRAM tier is modelled; ``benefit_scale``
+multiplies the benefit, 1 in the paper, since a benefit of a few seconds keeps nothing where tools
+take longer, and tuning would have nothing to choose.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class ContinuumDynamic(Continuum):
         super().__init__(context)
         self._context = context
         self._min_records = context.params.get("min_records", 100.0)
-        self._all = _Distribution()
-        self._by_tool: dict[str, _Distribution] = {}
+        self._benefit_scale = context.params.get("benefit_scale", 1.0)
+        self._all = _WaitTimes()
+        self._by_tool: dict[str, _WaitTimes] = {}
         self._submitted_s: dict[int, float] = {}
         self._delays_s: deque[float] = deque(maxlen=KEPT_DELAYS)
         self._continuity = _Continuity()
@@ -57,7 +60,7 @@ class ContinuumDynamic(Continuum):
     def observe_wait(self, tool: str, wait_s: float) -> None:
         """Add a wait to both distributions."""
         self._all.add(wait_s)
-        self._by_tool.setdefault(tool, _Distribution()).add(wait_s)
+        self._by_tool.setdefault(tool, _WaitTimes()).add(wait_s)
 
     def ttl_s(self, tool: str, turn: TurnView) -> float:
         """The most useful TTL for this context and tool; 0 = not worth any wait."""
@@ -68,10 +71,11 @@ class ContinuumDynamic(Continuum):
         tokens = turn.computed_tokens
         reload_s = self._context.prefill_s(tokens, tokens)
         delay_s = sum(self._delays_s) / len(self._delays_s) if self._delays_s else 0.0
-        return waits.best_ttl_s(delay_s * self._continuity.factor() + reload_s)
+        benefit_s = delay_s * self._continuity.factor() + reload_s
+        return waits.best_ttl_s(self._benefit_scale * benefit_s)
 
 
-class _Distribution:
+class _WaitTimes:
     """The newest waits, sorted."""
 
     def __init__(self) -> None:
@@ -124,6 +128,7 @@ class _Continuity:
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build Continuum with a computed TTL for a deployment."""
     policy = ContinuumDynamic(context)
     return Policies(scheduling=policy, retention=policy)
 
@@ -132,5 +137,9 @@ CONTINUUM_DYNAMIC = System(
     name="continuum-dynamic",
     summary="Continuum as in the paper: utility-maximising TTL from observed tool waits",
     build=build,
-    tunable={"ttl_s": (1.0, 2.0, 6.0, 20.0), "min_records": (20.0, 100.0, 300.0)},
+    tunable={
+        "benefit_scale": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        "min_records": (20.0, 100.0, 300.0),
+    },
+    limits={"benefit_scale": (0.01, 1e6), "min_records": (1.0, 1e6)},
 )

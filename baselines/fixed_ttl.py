@@ -39,6 +39,7 @@ class FixedTtl(SoftPins):
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build a constant TTL for a deployment."""
     policy = FixedTtl(context)
     return Policies(scheduling=policy, retention=policy)
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from marsbench.core import PolicyContext, Session, SharedPrefix, Turn, plan_turns
 
 SHORT_CONTEXT_TOKENS = 1024
 """Context that ``PolicyContext.decode_step_s`` is stated for."""
 
-Profile = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Profile = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ def memory_profiles(
     Entry b is the most it needs at any time in the b-th ``bucket_s`` after its start. In gaps
     longer than ``drop_gap_s`` it needs none. Shared prefixes are not counted.
     """
+    import numpy as np  # not for those who only list systems
+
     lengths = [1] * num_roots
     for future in futures:
         end_s = future.root_offset_s + future.total_s

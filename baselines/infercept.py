@@ -79,6 +79,7 @@ def _tokens_running(view: EngineView) -> int:
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build InferCept for a deployment."""
     policy = InferCept(context)
     return Policies(scheduling=policy, retention=policy)
 

@@ -6,19 +6,21 @@ engine and at the gate, remaining time being prefill of what is not cached, deco
 Memory: it runs only sessions whose contexts fit together at every moment of their future, those
 with little time, or time times the root of memory, remaining first; the others wait between turns.
 Retention: sessions that run keep their KV through their tools, others give it up; if blocks still
-run out, the pin whose next use is farthest goes first (Belady). It is a strong heuristic and not a
-proven optimum: the problem (online packing of growing memory with precedence) is NP-hard. Which plan
-is the best depends on the cell: where turns share a busy GPU, sessions end later than they would alone, and a
-plan that counts on their memory overcommits. ``oracle-best`` takes the best of four plans with
-hindsight and is what MARS is held against. For a true lower bound see bound.py.
+run out, the pin whose next use is farthest goes first (Belady). Host memory makes places too, at
+most ``host_places`` GPUs' worth of them (more sessions only compete for the same speed); what lies
+there comes back by a transfer instead of a prefill, so pins outlast only short waits. It is a
+strong heuristic and not a proven optimum: the problem (online packing of growing memory with
+precedence) is NP-hard. Which plan is the best depends on the cell: where turns share a busy GPU,
+sessions end later than they would alone, and a plan that counts on their memory overcommits.
+``oracle-best`` takes the best of four plans with hindsight and is what MARS is held against. For a
+true lower bound see bound.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from baselines.foresight import foresee, memory_profiles
 from marsbench.admission.base import (
@@ -29,7 +31,7 @@ from marsbench.admission.base import (
     SystemView,
     ToolCallView,
 )
-from marsbench.core import PolicyContext, Session
+from marsbench.core import HostView, PolicyContext, Session
 from marsbench.events import Event, Kind
 from marsbench.scheduler.base import EngineOrder, EngineView, Key, Retain, RetainedView, TurnView
 from marsbench.system import Policies, System
@@ -63,9 +65,14 @@ class Oracle(EngineOrder, Oversubscribe):
         self._context = context
         self._peak_share = params.get("peak_share", 0.0)
         share = self._peak_share or params.get("memory_share", 0.97)
-        self._budget_blocks = share * context.num_blocks
+        host_blocks = min(context.host_blocks, params.get("host_places", 1.0) * context.num_blocks)
+        self._budget_blocks = share * (context.num_blocks + host_blocks)
         self._memory_weight = params.get("memory_weight", 0.5)
-        self._drop_gap_s = params.get("drop_gap_s", 30.0)
+        drop_gap_s, host_gap_s = params.get("drop_gap_s", 30.0), params.get("host_gap_s", 10.0)
+        # With host memory a session in its tools has its place there, for however long; a pin on the
+        # GPU then saves a transfer, which is worth memory for a short wait only.
+        self._pinned_gap_s = host_gap_s if context.host_blocks else drop_gap_s
+        planned_gap_s = math.inf if context.host_blocks else drop_gap_s
         self._nice_step = params.get("nice_step", 5.0)
         self._nice_after_s = params.get("nice_after_s", 8.0)
         self._plan_s = params.get("plan_s", 5.0)
@@ -80,7 +87,7 @@ class Oracle(EngineOrder, Oversubscribe):
             len(sessions),
             bucket_s=self._bucket_s,
             block_size=context.block_size,
-            drop_gap_s=self._drop_gap_s,
+            drop_gap_s=planned_gap_s,
         )
         self._progress = [_Progress() for _ in self._futures]
         self._next_plan_s = 0.0
@@ -124,13 +131,23 @@ class Oracle(EngineOrder, Oversubscribe):
             )
         return left_s
 
+    def _reload_s(self, session: int, cached: int, reused: int, host: HostView | None) -> float:
+        """Seconds until a context of ``reused`` tokens is back, of which the GPU has ``cached``: what
+        host memory has comes over the link, the rest is computed again.
+        """
+        held = cached if host is None else max(cached, min(reused, host.tokens(session)))
+        reload_s = self._context.prefill_s(max(0, reused - held), reused)
+        if host is not None and held > cached:
+            reload_s += host.load_s(held - cached)
+        return reload_s
+
     # -- engine ------------------------------------------------------------------------------
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Shortest remaining time first, lost cache included."""
         work = self._futures[turn.session].turns[turn.turn_index]
-        lost = max(0, work.reused_tokens - view.cached_tokens(turn))
-        reload_s = self._context.prefill_s(lost, work.reused_tokens)
+        cached = view.cached_tokens(turn)
+        reload_s = self._reload_s(turn.session, cached, work.reused_tokens, view.host)
         return (self._turn_key(turn, view, now_s) + reload_s, float(turn.sequence))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
@@ -164,7 +181,7 @@ class Oracle(EngineOrder, Oversubscribe):
         if is_last or future.root not in self.chosen:
             return None
         away_s = future.turns[turn.turn_index].gap_s
-        return Retain(now_s + OPEN_END_S) if away_s <= self._drop_gap_s else None
+        return Retain(now_s + OPEN_END_S) if away_s <= self._pinned_gap_s else None
 
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
@@ -217,12 +234,14 @@ class Oracle(EngineOrder, Oversubscribe):
 
         With ``peak_share`` as if all reached their peaks at once: nothing is expected from ends.
         """
+        import numpy as np  # not for those who only list systems
+
         roots = {self._futures[s.session].root for s in (*view.active, *pending)}
         usage = np.zeros(MAX_BUCKETS + 1)
         prefixes: set[str] = set()
         prefix_blocks = 0
         chosen: set[int] = set()
-        for root in sorted(roots, key=lambda r: (self._rank(r, now_s), r)):
+        for root in sorted(roots, key=lambda r: (self._rank(r, view, now_s), r)):
             ahead = self._profiles[root][self._position(root, now_s) :]
             if self._peak_share:
                 ahead = ahead.max(keepdims=True)
@@ -238,16 +257,16 @@ class Oracle(EngineOrder, Oversubscribe):
                     prefixes.add(prefix.prefix_id)
         self.chosen = chosen
 
-    def _rank(self, root: int, now_s: float) -> float:
+    def _rank(self, root: int, view: SystemView, now_s: float) -> float:
         """Remaining seconds times a power of the mean blocks they need.
 
-        A session outside the plan would have to load its context again.
+        A session outside the plan would have to get its context back.
         """
         future, progress = self._futures[root], self._progress[root]
         left_s = self.remaining_s(root, now_s)
         if root not in self.chosen:
             reused = future.turns[progress.turn_index].reused_tokens
-            left_s += self._context.prefill_s(reused, reused)
+            left_s += self._reload_s(root, 0, reused, view.host)
         ahead = self._profiles[root][self._position(root, now_s) :]
         return left_s * float(max(ahead.mean(), 1.0) ** self._memory_weight)
 

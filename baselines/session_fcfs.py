@@ -44,6 +44,7 @@ class SessionFcfs(EngineOrder):
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build the order by session age for a deployment."""
     return Policies(scheduling=SessionFcfs())
 
 
@@ -52,4 +53,5 @@ SESSION_FCFS = System(
     summary="turns in order of their session's arrival; stock memory management",
     build=build,
     tunable={"long_prefill_token_threshold": (0, 256, 512, 1024, 2048, 4096)},
+    limits={"long_prefill_token_threshold": (0, 65_536)},
 )

@@ -23,7 +23,7 @@ class SoftPins(SessionFcfs):
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
     ) -> Sequence[RetainedView]:
-        """Nothing before its time."""
+        """Nothing is given up before its time."""
         return ()
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:

@@ -50,6 +50,7 @@ class StaticWindow:
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build a constant window for a deployment."""
     return Policies(admission=StaticWindow(context))
 
 
@@ -58,4 +59,5 @@ STATIC = System(
     summary="stock vLLM behind a fixed number of active sessions (default 8)",
     build=build,
     tunable={"window": WINDOWS},
+    limits={"window": (1, 1024)},
 )

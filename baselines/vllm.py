@@ -18,11 +18,13 @@ FLAGS = {
     "max_num_seqs": (4, 8, 16, 256),
 }
 """Engine flags worth tuning for sessions with long prompts and short outputs."""
+LIMITS = {"long_prefill_token_threshold": (0, 65_536), "max_num_seqs": (1, 1024)}
 
 VLLM = System(
     name="vllm",
     summary="stock vLLM: FCFS per turn, LRU prefix cache",
     tunable=FLAGS,
+    limits=LIMITS,
 )
 
 VLLM_PRIORITY = System(
@@ -31,4 +33,5 @@ VLLM_PRIORITY = System(
     engine={"policy": "priority"},
     priority="session_arrival",
     tunable=FLAGS,
+    limits=LIMITS,
 )

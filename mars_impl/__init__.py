@@ -14,6 +14,10 @@ SYSTEMS: dict[str, str] = {
     "mars-longest-first": "mars_impl.policy.LONGEST_FIRST",
     "mars-no-opportunity": "mars_impl.policy.NO_OPPORTUNITY",
     "mars-no-lending": "mars_impl.policy.NO_LENDING",
+    "mars-no-slo": "mars_impl.policy.NO_SLO",
     "mars-no-tool-priority": "mars_impl.policy.NO_TOOL_PRIORITY",
 }
 """System name -> dotted path of a ``marsbench.system.System``."""
+
+STUDIES: dict[str, str] = {"mars": "mars_impl.paper.STUDY"}
+"""Evaluation that ``marsbench reproduce`` repeats -> its file."""

@@ -16,6 +16,11 @@ from marsbench.core import PolicyContext
 PRIOR_S_PER_TOKEN = 0.01
 """Expected duration of a session per token of its first prompt, before any session has ended."""
 
+TOOL_PRIOR_CALLS = 30.0
+"""So many calls of a tool weigh as much as all tools together; worth less than 0.5 %."""
+CLASS_HISTORY = 64
+"""Finished sessions remembered per class; half or twice as many are worth 0.1 % over all cells."""
+
 
 def reload_s(tokens: int, context: PolicyContext) -> float:
     """Seconds to compute a context of so many tokens again."""
@@ -48,7 +53,7 @@ class GapModel:
     global one, because names alone predict poorly out of fold.
     """
 
-    def __init__(self, prior: float) -> None:
+    def __init__(self, prior: float = TOOL_PRIOR_CALLS) -> None:
         self._prior = prior
         self._all = _Mean(0.0, 2.0)
         self._tools: dict[str, _Mean] = {}
@@ -68,7 +73,7 @@ class GapModel:
         return math.exp(mean)
 
 
-class Waits:
+class ToolWaits:
     """Times that sessions waited for their tools: the last few hundred turns, as they were.
 
     Kept as an empirical distribution because tool times are heavy-tailed and often of two kinds
@@ -107,7 +112,7 @@ class ClassModel:
     client. A class with few members borrows from all sessions.
     """
 
-    def __init__(self, history: int) -> None:
+    def __init__(self, history: int = CLASS_HISTORY) -> None:
         self._history = history
         self._all: deque[_Finished] = deque(maxlen=history)
         self._classes: dict[int, deque[_Finished]] = {}
@@ -115,6 +120,7 @@ class ClassModel:
         self._remaining: dict[tuple[int, int], float] = {}
         self._left: dict[tuple[int, int], float] = {}
         self._active: dict[int, float] = {}
+        self._alone: dict[int, float] = {}
 
     @staticmethod
     @lru_cache(maxsize=4096)
@@ -122,10 +128,18 @@ class ClassModel:
         """Class of a session."""
         return round(2 * math.log2(max(first_prompt, 1)))
 
-    def observe(self, first_prompt: int, *, turns: int, private: int, active_s: float) -> None:
-        """A session has ended."""
-        done = _Finished(turns, private, active_s)
-        for answers in (self._remaining, self._left, self._active):
+    def observe(
+        self,
+        first_prompt: int,
+        *,
+        turns: int,
+        private: int,
+        active_s: float,
+        alone_s: float = 0.0,
+    ) -> None:
+        """A session has ended, so long after its admission; alone it would have taken ``alone_s``."""
+        done = _Finished(turns, private, active_s, alone_s)
+        for answers in (self._remaining, self._left, self._active, self._alone):
             answers.clear()
         self._all.append(done)
         key = self.key(first_prompt)
@@ -150,9 +164,7 @@ class ClassModel:
         """Expected time to the end, seconds, of a session that has had ``turns`` turns."""
         answer = self._left.get((first_prompt, turns))
         if answer is None:
-            whole = self.remaining_turns(first_prompt, 0)
-            share = min(self.remaining_turns(first_prompt, turns) / max(whole, 1.0), 1.0)
-            answer = share * self.active_s(first_prompt)
+            answer = self._share(first_prompt, turns) * self.active_s(first_prompt)
             self._left[first_prompt, turns] = answer
         return answer
 
@@ -160,24 +172,40 @@ class ClassModel:
         """Expected time from admission to end of a session of this class, seconds."""
         answer = self._active.get(first_prompt)
         if answer is None:
-            answer = self._active[first_prompt] = self._mean_active_s(first_prompt)
+            answer = self._active[first_prompt] = self._mean(
+                first_prompt, "active_s", PRIOR_S_PER_TOKEN * first_prompt
+            )
         return answer
 
-    def _mean_active_s(self, first_prompt: int) -> float:
+    def alone_left_s(self, first_prompt: int, turns: int) -> float:
+        """As ``left_s``, with nobody else about; infinite before any session has ended."""
+        answer = self._alone.get(first_prompt)
+        if answer is None:
+            answer = self._alone[first_prompt] = self._mean(first_prompt, "alone_s", math.inf)
+        return self._share(first_prompt, turns) * answer
+
+    def _share(self, first_prompt: int, turns: int) -> float:
+        """Share of its turns that a session that has had ``turns`` is expected to have before it."""
+        whole = self.remaining_turns(first_prompt, 0)
+        return min(self.remaining_turns(first_prompt, turns) / max(whole, 1.0), 1.0)
+
+    def _mean(self, first_prompt: int, what: str, unknown: float) -> float:
+        """Over the class, to which all sessions together add five."""
         if not self._all:
-            return PRIOR_S_PER_TOKEN * first_prompt
+            return unknown
         own = self._classes.get(self.key(first_prompt), ())
-        overall = sum(m.active_s for m in self._all) / len(self._all)
-        return (sum(m.active_s for m in own) + 5 * overall) / (len(own) + 5)
+        overall = sum(getattr(m, what) for m in self._all) / len(self._all)
+        return float((sum(getattr(m, what) for m in own) + 5 * overall) / (len(own) + 5))
 
 
 class _Finished:
-    __slots__ = ("active_s", "private", "turns")
+    __slots__ = ("active_s", "alone_s", "private", "turns")
 
-    def __init__(self, turns: int, private: int, active_s: float) -> None:
+    def __init__(self, turns: int, private: int, active_s: float, alone_s: float) -> None:
         self.turns = turns
         self.private = private
         self.active_s = active_s
+        self.alone_s = alone_s
 
 
 class _Mean:

@@ -17,6 +17,10 @@ from mars_impl.params import MarsParams
 from mars_impl.stream import SessionInfo, StreamState
 from marsbench.admission.base import SessionView, SystemView
 
+STARVATION_S = 600.0
+"""A session that has waited longer goes by its age (or three times what sessions like it take, if
+that is longer); half and twice are worth 0.1 % over all cells."""
+
 
 @dataclass(slots=True)
 class Memory:
@@ -27,7 +31,7 @@ class Memory:
     borrowed: float = 0.0
 
     def fits(self, tokens: float) -> bool:
-        """Whether so much more does."""
+        """Tell whether there is room for so many more tokens."""
         return self.resident + self.borrowed + tokens <= self.capacity
 
 
@@ -44,18 +48,31 @@ class Candidate(NamedTuple):
         return self.key[0] == STARVES
 
 
-STARVES, WAITS = 0.0, 1.0
+STARVES, WAITS, LATE = 0.0, 1.0, 2.0
 _by_key = attrgetter("key")
 _by_rank = attrgetter("rank", "session")
 
 
 class Packing:
-    """Residents stay in order of rank; places go to whoever is expected to be done soonest."""
+    """Residents stay in order of rank; places go to whoever is expected to be done soonest and in time."""
 
     def __init__(
-        self, params: MarsParams, state: StreamState, lending: Lending, *, block_size: int
+        self,
+        params: MarsParams,
+        state: StreamState,
+        lending: Lending,
+        *,
+        block_size: int,
+        host_share: float = 0.0,
     ) -> None:
+        """``host_share`` is host memory for KV as a share of the GPU's; 0 = there is none.
+
+        A session whose KV comes back over the link needs no place on the GPU while its tools run, so
+        host memory makes places too. But places that are all taken are turns that compete for the
+        same prefill and decode speed, so there are at most ``host_places`` GPUs' worth of them.
+        """
         self._params = params
+        self._share = params.kv_target + min(params.host_places, host_share)
         self._state = state
         self._lending = lending
         self._block_size = block_size
@@ -77,7 +94,7 @@ class Packing:
         """
         sessions = self._state.sessions.values()
         memory = Memory(
-            self._params.kv_target * num_blocks * self._block_size,
+            self._share * num_blocks * self._block_size,
             float(self._state.shared_resident),
         )
         limited, headroom = bool(self._params.kv_signal), self._params.headroom_turns
@@ -162,7 +179,9 @@ class Packing:
     def by_time_left(
         self, candidates: Sequence[SessionView], now_s: float, *, flip: bool = False
     ) -> list[Candidate]:
-        """Shortest expected time to the end first; whoever waited too long goes by age."""
+        """Shortest expected time to the end first, of those that can still end within the objective, then
+        of the others; whoever waited too long goes before all, by age.
+        """
         sign = -1.0 if flip else 1.0
         sessions, classes = self._state.sessions, self._state.classes
         ordered = []
@@ -171,14 +190,24 @@ class Packing:
             root = info.top
             arrival_s = view.arrival_s
             since_s = arrival_s if math.isinf(info.rank) else info.since_s
-            patience_s = max(self._params.starvation_s, 3.0 * classes.active_s(root.first_prompt))
+            patience_s = max(STARVATION_S, 3.0 * classes.active_s(root.first_prompt))
             if now_s - since_s > patience_s:
                 key = (STARVES, since_s, 0.0)
             else:
-                key = (WAITS, sign * classes.left_s(root.first_prompt, root.turns), arrival_s)
+                left_s = classes.left_s(root.first_prompt, root.turns)
+                late = self._late(root, left_s, now_s)
+                key = (LATE if late else WAITS, sign * left_s, arrival_s)
             ordered.append(Candidate(key, view, info))
         ordered.sort(key=_by_key)
         return ordered
+
+    def _late(self, root: SessionInfo, left_s: float, now_s: float) -> bool:
+        """Whether it is expected to end beyond the objective: so many times what it takes alone.
+
+        What it takes alone is what it has taken so far, less waits, and the usual rest of its class.
+        """
+        alone_s = root.alone_s + self._state.classes.alone_left_s(root.first_prompt, root.turns)
+        return 0.0 < self._params.slo * alone_s < now_s - root.arrival_s + left_s
 
     def opportunity(
         self, candidates: Sequence[SessionView], view: SystemView, now_s: float
@@ -187,9 +216,9 @@ class Packing:
 
         It gets only blocks that nobody runs on or has pinned, so residents lose nothing they keep.
         """
-        if self._state.busy > self._params.busy_high:
+        if not self._params.opportunity or self._state.busy > self._params.busy_high:
             return []
-        if view.num_running + view.num_waiting >= self._params.opportunity:
+        if view.num_running + view.num_waiting:
             return []
         free = view.free_blocks * self._block_size
         sessions, growth = self._state.sessions, self._state.growth.mean

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from mars_impl.fleet import build_fleet
 from mars_impl.scheduler import Mars
 from marsbench.core import PolicyContext
-from marsbench.system import Policies, System
+from marsbench.system import FleetPolicies, Policies, System
 
 WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 
@@ -23,6 +24,7 @@ def ablation(
     summary: str,
     changes: Mapping[str, float],
     tunable: Mapping[str, Sequence[float]] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> System:
     """MARS with some parameters changed; what the user gives still wins."""
 
@@ -30,7 +32,18 @@ def ablation(
         given = dict(context.params.items())
         return build(replace(context, params={**changes, **given}))
 
-    return System(name, f"ablation: {summary}", build_changed, tunable=tunable or {})
+    def build_changed_fleet(context: PolicyContext, num_replicas: int) -> FleetPolicies:
+        given = dict(context.params.items())
+        return build_fleet(replace(context, params={**changes, **given}), num_replicas)
+
+    return System(
+        name,
+        f"ablation: {summary}",
+        build_changed,
+        tunable=tunable or {},
+        limits=limits or {},
+        fleet=build_changed_fleet,
+    )
 
 
 MARS = System(
@@ -42,6 +55,8 @@ MARS = System(
         "entry_turns": (2.0, 5.0, 10.0),
         "lend": (0.0, 1.0, 2.0),
     },
+    limits={"kv_target": (0.3, 1.5), "entry_turns": (0.0, 100.0), "lend": (0.0, 64.0)},
+    fleet=build_fleet,
 )
 NO_CONTROL_PLANE = ablation(
     "mars-no-control-plane",
@@ -63,6 +78,7 @@ STATIC_WINDOW = ablation(
     "a constant number of active sessions (default 8) instead of the adaptive window",
     {"static_window": 8, "kv_signal": 0, "opportunity": 0},
     tunable={"static_window": WINDOWS},
+    limits={"static_window": (1, 1024)},
 )
 NO_COORDINATOR = ablation(
     "mars-no-coordinator",
@@ -99,6 +115,11 @@ NO_TOOL_PRIORITY = ablation(
     "mars-no-tool-priority",
     "long tool calls of all sessions share the cores equally",
     {"nice_step": 0},
+)
+NO_SLO = ablation(
+    "mars-no-slo",
+    "who enters is decided by the expected time to the end alone, not by what can still be in time",
+    {"slo": 0},
 )
 NO_LENDING = ablation(
     "mars-no-lending",

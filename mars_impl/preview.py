@@ -379,6 +379,7 @@ class PreviewController(Oversubscribe):
 
 
 def build(context: PolicyContext) -> Policies:
+    """Build the authors' public preview for a deployment."""
     params = PreviewParams.of(context)
     queue = PreviewQueue(params.quantum_scale)
     controller = PreviewController(params, context.block_size)

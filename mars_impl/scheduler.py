@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from mars_impl.control_plane import ControlPlane
+from mars_impl.control_plane import MarsControlPlane
 from mars_impl.estimate import turn_s
 from mars_impl.lending import Lending
 from mars_impl.packing import Packing
@@ -26,6 +26,14 @@ from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, Turn
 
 GUEST = 1e9
 """Added to the rank of a session without a place in memory."""
+SHORT_QUANTUM = 8_192
+"""Most tokens a step of the two upper levels, 2048 and 1024 in the preview. It is the usual budget
+of a whole step; half or twice as much is worth 0.4 % over all cells."""
+LEVEL_STEP = 4
+"""How many times as much uncached work the second level holds as the first, 2,048 and 8,192 tokens
+in the preview; half and twice the first bound are worth 0.4 % over all cells."""
+AGEING_S = 30.0
+"""A turn goes up a level in so much time, as in the preview; worth 0.3 % over all cells."""
 
 
 class Mars:
@@ -35,31 +43,40 @@ class Mars:
     reorders_running = True
     resort_s = 1.0
 
-    def __init__(self, context: PolicyContext) -> None:
+    def __init__(self, context: PolicyContext, *, admits: bool = False) -> None:
+        """``admits``: a control plane before it gives places, although nobody asks this object."""
         params = MarsParams().with_overrides(context.params)
         self.params = params
         self.state = StreamState(
             turn_s=partial(turn_s, context=context),
-            ema=params.ema,
-            history=int(params.history),
-            gap_samples=params.gap_samples,
             tool_cores=context.tool_cores,
         )
         self.lending = Lending(params, self.state, context)
-        self.control = ControlPlane(
+        self.control = MarsControlPlane(
             params,
             self.state,
-            Packing(params, self.state, self.lending, block_size=context.block_size),
+            Packing(
+                params,
+                self.state,
+                self.lending,
+                block_size=context.block_size,
+                host_share=context.host_blocks / context.num_blocks,
+            ),
         )
         self.keep = Retention(params, self.state, context)
         self.tick_s: float | None = params.tick_s
-        self.max_share = params.pin_share if params.retention else 0.0
+        # A warm return saves a prefill where KV that leaves the GPU is lost. Where it lies in host
+        # memory it saves a transfer, some hundred times less, and a pin's blocks serve others better.
+        self._retains = bool(params.retention) and (
+            not context.host_blocks or bool(params.host_pins)
+        )
+        self.max_share = params.pin_share if self._retains else 0.0
         self.review_s = 1.0
-        self._admits = False
+        self._admits = admits
         """Asked for admission: False for a Mars inside a server, joined to another at the gate."""
-        self._levels = (params.level_1, params.level_2, params.level_3)
+        self._levels = (params.level_2 / LEVEL_STEP, params.level_2, params.level_3)
         self._quanta = tuple(
-            int(q) for q in (params.quantum_0, params.quantum_1, params.quantum_2, params.quantum_3)
+            int(q) for q in (SHORT_QUANTUM, SHORT_QUANTUM, params.quantum_2, params.quantum_3)
         )
 
     def on_event(self, event: Event) -> None:
@@ -78,26 +95,26 @@ class Mars:
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """See ControlPlane.admit."""
+        """See MarsControlPlane.admit."""
         self._admits = True
         return self.control.admit(pending, view, now_s)
 
     def slots(self, view: SystemView, now_s: float) -> int | None:
-        """See ControlPlane.slots."""
+        """See MarsControlPlane.slots."""
         return self.control.slots(view)
 
     def next_call(self, queue: Sequence[ToolCallView], view: SystemView, now_s: float) -> int:
-        """See ControlPlane.next_call."""
+        """See MarsControlPlane.next_call."""
         return self.control.next_call(queue, now_s)
 
     def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
-        """See ControlPlane.niceness."""
+        """See MarsControlPlane.niceness."""
         return self.control.niceness(call, view)
 
     # --- order -----------------------------------------------------------------------------
 
     def rank(self, session: int) -> float:
-        """Priority of a session, smaller first: residents before others, then order of admission."""
+        """Priority of a session, smaller first: residents before others, then order of arrival."""
         info = self.state.sessions.get(session)
         if info is None:
             return math.inf
@@ -117,7 +134,7 @@ class Mars:
         if not self.params.coordinator:
             return (0.0 if turn.num_preemptions else 1.0, float(turn.sequence))
         uncached = turn.prompt_tokens - view.cached_tokens(turn)
-        aged = math.floor((now_s - turn.ready_s) / self.params.ageing_s)
+        aged = math.floor((now_s - turn.ready_s) / AGEING_S)
         level = max(self.level(uncached) - aged, 0)
         return (float(level), float(turn.turn_index == 0), self.rank(turn.session))
 
@@ -128,7 +145,7 @@ class Mars:
         left = turn.prompt_tokens - turn.computed_tokens
         if left <= 0:
             return (-1.0, self.rank(turn.session))
-        aged = math.floor((now_s - turn.ready_s) / self.params.ageing_s)
+        aged = math.floor((now_s - turn.ready_s) / AGEING_S)
         return (float(max(self.level(left) - aged, 0)), self.rank(turn.session))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
@@ -171,7 +188,7 @@ class Mars:
         now_s: float,
     ) -> Retain | None:
         """See Retention.decide."""
-        if is_last or not self.params.retention:
+        if is_last or not self._retains:
             return None
         return self.keep.decide(turn, tool_names, view, now_s)
 

@@ -6,16 +6,19 @@ Everything here was observed; nothing is read from a trace's future.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mars_impl.estimate import ClassModel, GapModel, Growth, Waits
+from mars_impl.estimate import ClassModel, GapModel, Growth, ToolWaits
 from marsbench.core import PS_PER_S
-from marsbench.events import Event, Kind
+from marsbench.events import Event, Kind, Status
 
 BUSY_WINDOW_S = 120.0
 """Time constant of the busy shares of engine and tool cores."""
+WAIT_WEIGHT = 0.2
+"""Weight of the newest wait for a tool slot, as in the preview; worth less than 0.5 %."""
 LEAST_SPARE = 0.02
 """An engine with a smaller share of its speed to spare counts as full."""
 
@@ -30,10 +33,16 @@ class SessionInfo:
     arrival_s: float
     first_prompt: int
     rank: float = math.inf
-    """Order of admission of its root: smaller = higher priority, everywhere."""
+    """Order of arrival of its root, once that is admitted: smaller = higher priority, everywhere."""
+    order: float = 0.0
+    """Order of arrival."""
     context: int = 0
     """Tokens of its context: last prompt, plus output once the turn has ended."""
     last_prompt: int = 0
+    kept: int = 0
+    """Its context when its last turn ended."""
+    alone_s: float = 0.0
+    """Time its turns would have taken alone, on a warm cache, and the time in its tools."""
     shared: int = 0
     """Tokens of the first prompt that were already cached: memory that others hold too."""
     turns: int = 0
@@ -67,9 +76,6 @@ class StreamState:
     def __init__(
         self,
         *,
-        ema: float,
-        history: int,
-        gap_samples: float,
         turn_s: Callable[[int, int, int], float],
         tool_cores: int = 0,
     ) -> None:
@@ -79,9 +85,9 @@ class StreamState:
         self.num_admitted = 0
         """Unfinished top-level sessions that have a rank."""
         self.growth = Growth()
-        self.gaps = GapModel(gap_samples)
-        self.waits = Waits()
-        self.classes = ClassModel(history)
+        self.gaps = GapModel()
+        self.waits = ToolWaits()
+        self.classes = ClassModel()
         self.now_s = 0.0
         self.tool_wait_s = 0.0
         """Moving average of the time tool calls wait for a slot."""
@@ -96,12 +102,12 @@ class StreamState:
         self._in_engine = 0
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
-        self._ema = ema
         self._turn_s = turn_s
         self._tool_cores = tool_cores
         self._cores_seen = (0.0, 0)
         """Time and used core time of the last telemetry."""
-        self._next_rank = 0.0
+        self.ranks = itertools.count()
+        """Order of arrival, of all replicas where there are several."""
         self._queued: dict[tuple[int, int, int], float] = {}
         self._takes: dict[Kind, Callable[[SessionInfo, Event], None]] = {
             Kind.TURN_READY: self._ready,
@@ -127,6 +133,28 @@ class StreamState:
         take = self._takes.get(kind)
         if take is not None and (info := self.sessions.get(event.session)) is not None:
             take(info, event)
+
+    def learns_with(self, other: StreamState) -> None:
+        """What either observes of growth, tools and classes, and the order of arrival, is one."""
+        self.growth, self.gaps, self.waits = other.growth, other.gaps, other.waits
+        self.classes, self.ranks = other.classes, other.ranks
+
+    def adopt(self, info: SessionInfo) -> None:
+        """A session goes on here."""
+        self.sessions[info.session] = info
+        self._in_engine += info.phase == "engine"
+        self.num_admitted += info.root == info.session and not math.isinf(info.rank)
+
+    def release(self, session: int) -> SessionInfo:
+        """A session goes on elsewhere."""
+        info = self.sessions.pop(session)
+        self._in_engine -= info.phase == "engine"
+        self.num_admitted -= info.root == info.session and not math.isinf(info.rank)
+        return info
+
+    def waited_for_slot(self, seconds: float) -> None:
+        """A tool call started after so long in the queue."""
+        self.tool_wait_s += WAIT_WEIGHT * (seconds - self.tool_wait_s)
 
     @property
     def spare(self) -> float:
@@ -168,6 +196,8 @@ class StreamState:
             info.rank = holder.rank
             info.top = self.sessions.get(info.root, info)
             info.top.children += info.top is not info
+        else:
+            info.order = float(next(self.ranks))
         self.sessions[event.session] = info
 
     def _ready(self, info: SessionInfo, event: Event) -> None:
@@ -176,6 +206,7 @@ class StreamState:
             self.growth.observe(prompt - info.last_prompt)
             if info.phase == "tool":
                 self.waits.observe(event.time_s - info.since_s)
+                info.alone_s += event.time_s - info.since_s
             info.calls.clear()
         info.last_prompt = prompt
         info.context = prompt
@@ -192,8 +223,7 @@ class StreamState:
         if math.isinf(info.admitted_s):
             info.admitted_s = event.time_s
             if math.isinf(info.rank):
-                info.rank = self._next_rank
-                self._next_rank += 1.0
+                info.rank = info.order
                 self.num_admitted += info.root == info.session
 
     def _start(self, info: SessionInfo, event: Event) -> None:
@@ -203,8 +233,11 @@ class StreamState:
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
         output, _, prefilled = event.args[:3]
+        cached = info.kept if info.turns and info.kept <= info.last_prompt else info.shared
+        new = max(info.last_prompt - cached, 1)
+        info.alone_s += self._turn_s(new, info.last_prompt, output)
         info.turns += 1
-        info.context = info.last_prompt + output
+        info.context = info.kept = info.last_prompt + output
         self._alone_s += self._turn_s(prefilled, info.last_prompt, output)
         self._took_s += event.time_s - info.since_s
         self._moves(info, "tool", event)
@@ -218,12 +251,13 @@ class StreamState:
             self._orphan(info)
         if info.root == info.session and not math.isinf(info.rank):
             self.num_admitted -= 1
-        if info.root == info.session and info.turns:
+        if info.root == info.session and info.turns and event.args[0] != Status.MOVED:
             self.classes.observe(
                 info.first_prompt,
                 turns=info.turns,
                 private=info.private,
                 active_s=event.time_s - info.admitted_s,
+                alone_s=info.alone_s,
             )
 
     def _orphan(self, root: SessionInfo) -> None:
@@ -239,8 +273,7 @@ class StreamState:
     def _tool_start(self, info: SessionInfo, event: Event) -> None:
         info.calls[event.call] = (event.name, event.time_s)
         key = (event.session, event.turn, event.call)
-        waited = event.time_s - self._queued.pop(key, event.time_s)
-        self.tool_wait_s += self._ema * (waited - self.tool_wait_s)
+        self.waited_for_slot(event.time_s - self._queued.pop(key, event.time_s))
 
     def _tool_end(self, info: SessionInfo, event: Event) -> None:
         name, start_s = info.calls.pop(event.call, (event.name, event.time_s))

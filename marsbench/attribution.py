@@ -5,7 +5,9 @@ its latency. Each difference belongs to one component:
 
 =============  ======================================================================
 ``backlog``    arrival -> first submission to the engine; later turns: ready -> submission
-``queue``      submission -> first scheduled, and every preemption -> resumption
+``queue``      submission -> first scheduled, and every preemption -> resumption, less loads
+``load``       of these waits, what passed while KV came back from host memory (only in cells
+               that have some)
 ``prefill``    first scheduled -> first token (less preempted time), the share of new tokens
 ``recompute``  the same interval, the share of tokens whose KV the session had had before, plus
                the refill after a preemption that hit while decoding
@@ -34,6 +36,10 @@ Ints = npt.NDArray[np.int64]
 
 COMPONENTS = ("backlog", "queue", "prefill", "recompute", "decode", "tool_queue", "tool", "other")
 """In the order a session meets them; also the order in tables and figures."""
+WITH_LOADS = (*COMPONENTS[:2], "load", *COMPONENTS[2:])
+"""The same in cells with host memory."""
+LOAD = len(COMPONENTS)
+"""Column of the loads while an attribution is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class TurnTimes:
     """Those of them whose KV the session had had before."""
     refilled: Ints
     """Tokens computed again after preemptions in the decode phase."""
+    loading: Ints | None = None
+    """Waiting time that passed while KV came back from host memory; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +94,12 @@ class SessionChain:
 
 
 def attribute(turns: TurnTimes, tool: CriticalTool, chain: SessionChain) -> tuple[Ints, Ints]:
-    """Components per turn and per session, each an (n, len(COMPONENTS)) array of picoseconds.
+    """Components per turn and per session, an array of picoseconds with a column for each of
+    ``component_names``.
 
     Asserts that no component is negative and that each session's sum is its latency.
     """
-    parts = np.zeros((len(turns.start), len(COMPONENTS)), dtype=np.int64)
+    parts = np.zeros((len(turns.start), len(component_names(turns))), dtype=np.int64)
     prefill = turns.first_token - turns.sched_first - turns.wait_before
     decode = turns.end - turns.first_token - turns.wait_after
     recompute = _share(prefill, turns.recomputed, turns.prefilled)
@@ -103,10 +112,21 @@ def attribute(turns: TurnTimes, tool: CriticalTool, chain: SessionChain) -> tupl
     parts[:, 5] = tool.start - tool.enqueue
     parts[:, 6] = tool.end - tool.start
     parts[:, 7] = (turns.next_start - turns.end) - (tool.end - tool.enqueue)
+    if turns.loading is not None:
+        parts[:, LOAD] = np.minimum(turns.loading, parts[:, 1])
+        parts[:, 1] -= parts[:, LOAD]
     sessions = _charge_children(parts, turns, tool, chain)
     assert (parts >= 0).all(), "a latency component is negative"
     assert (sessions.sum(axis=1) == chain.end - chain.arrival).all(), "attribution does not sum"
-    return parts, sessions
+    if turns.loading is None:
+        return parts, sessions
+    order = [0, 1, LOAD, *range(2, LOAD)]
+    return parts[:, order], sessions[:, order]
+
+
+def component_names(turns: TurnTimes) -> tuple[str, ...]:
+    """What the columns of an attribution are."""
+    return COMPONENTS if turns.loading is None else WITH_LOADS
 
 
 def _share(interval: Ints, part: Ints, whole: Ints) -> Ints:
@@ -160,7 +180,7 @@ def _charge_children(
         children, at = children[critical], at[critical]
         waited = (turns.next_start - turns.end)[at]
         inside = sums[children]
-        parts[at, 5:] = 0
+        parts[at, 5:8] = 0
         parts[at] += inside
         parts[at, 7] += waited - inside.sum(axis=1)
         sums = _per_session(parts, chain)

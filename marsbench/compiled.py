@@ -1,6 +1,6 @@
 """Simulates with the compiled core that MARSBENCH_COMPILED names, and never with a stale one.
 
-``scripts/compile_core.py`` compiles MODULES, the simulator's hot loop, into a folder of its own; no
+``scripts/compile_core.py`` compiles ``modules()``, the simulator's hot loop, into a folder of its own; no
 binary ever lies beside the sources. A process whose environment names that folder imports those
 modules from it, after the hash of their sources, and of all sources these depend on, was found to
 be the one the folder was built from. Anything else is an error, not a slower or different run.
@@ -8,11 +8,13 @@ be the one the folder was built from. Anything else is an error, not a slower or
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import spec_from_file_location
@@ -20,51 +22,27 @@ from pathlib import Path
 from types import ModuleType
 
 from marsbench.errors import ConfigError
+from marsbench.sources import depends_on, path_of
 
 VARIABLE = "MARSBENCH_COMPILED"
-MODULES = (
-    "marsbench.engine.agenda",
-    "marsbench.engine.cost",
-    "marsbench.engine.driver",
-    "marsbench.engine.gate",
-    "marsbench.engine.recorder",
-    "marsbench.engine.sessions",
-    "marsbench.engine.sim.batch",
+ROOTS = (
+    "marsbench.engine.loop",
+    "marsbench.engine.replay",
     "marsbench.engine.sim.core",
-    "marsbench.engine.sim.decoding",
-    "marsbench.engine.sim.kv",
-    "marsbench.engine.sim.order",
-    "marsbench.engine.sim.pins",
-    "marsbench.engine.sim.turn",
-    "marsbench.engine.sim.view",
-    "marsbench.engine.telemetry",
     "marsbench.tools.modelled",
     "marsbench.tools.recorded",
 )
-"""Modules without dataclasses: a compiled frozen dataclass cannot be sent to another process."""
-INTERFACES = (
-    "marsbench.admission.base",
-    "marsbench.arrival.base",
-    "marsbench.core",
-    "marsbench.engine.base",
-    "marsbench.errors",
-    "marsbench.events",
-    "marsbench.records",
-    "marsbench.scheduler.base",
-    "marsbench.system",
-    "marsbench.tools.base",
-)
-"""What MODULES import, directly or not: the compiler sees their types."""
+"""Where the simulator's hot loop begins; what belongs to it is what these import."""
+HOT = ("marsbench.engine.", "marsbench.tools.")
+"""Packages of the loop; other modules that it imports are interfaces to policies and records."""
 GROUP = "marsbench_core"
 LIBRARY = f"{GROUP}__mypyc"
 """The code of all of them; theirs are entries into it."""
 MANIFEST = "manifest.json"
-LIVE = "marsbench.engine.live.driver"
-"""Extends the driver in Python, which a compiled class does not allow."""
 
 
 class CompiledCore(MetaPathFinder):
-    """Finds MODULES in a folder of binaries, once that is known to be built from these sources."""
+    """Finds ``modules()`` in a folder of binaries, once that is known to be built from these sources."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,16 +52,56 @@ class CompiledCore(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The binary of a compiled module; ConfigError if the folder is missing or stale."""
-        if fullname == LIVE:
-            raise ConfigError(
-                f"{VARIABLE} is set: the compiled core only simulates; unset it for live servers"
-            )
-        if fullname != LIBRARY and fullname not in MODULES:
+        if not fullname.startswith((*HOT, LIBRARY)):
+            return None
+        if fullname != LIBRARY and fullname not in modules():
             return None
         if not self._checked:
             check(self.folder)
             self._checked = True
         return spec_from_file_location(fullname, binary(self.folder, fullname))
+
+
+@cache
+def modules() -> tuple[str, ...]:
+    """What is compiled: the parts of the hot loop that compute something and hold no dataclass (a
+    compiled frozen dataclass cannot be sent to another process), no model of pydantic (which looks at
+    classes in Python) and no protocol that is asked for at run time (nor would a compiled one).
+    """
+    return tuple(m for m in _seen() if m.startswith(HOT) and _computes(m))
+
+
+@cache
+def interfaces() -> tuple[str, ...]:
+    """What the compiler sees besides: it takes their types from their source."""
+    return tuple(module for module in _seen() if module not in modules())
+
+
+@cache
+def _seen() -> list[str]:
+    return [m for m in depends_on(ROOTS, types=True) if not _is_package(m)]
+
+
+def _is_package(module: str) -> bool:
+    path = path_of(module)
+    return path is not None and path.name == "__init__.py"
+
+
+def _computes(module: str) -> bool:
+    """Whether a module has functions or classes of its own, beyond protocols and named tuples."""
+    path = path_of(module)
+    assert path is not None, module
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    if any(isinstance(node, ast.ImportFrom) and node.module == "pydantic" for node in body):
+        return False
+    marks = [ast.unparse(mark) for node in classes for mark in node.decorator_list]
+    if any(mark.startswith(("dataclass", "runtime_checkable")) for mark in marks):
+        return False
+    shapes = {"Protocol", "NamedTuple"}
+    return any(isinstance(node, ast.FunctionDef) for node in body) or any(
+        not shapes & {ast.unparse(base) for base in node.bases} for node in classes
+    )
 
 
 def binary(folder: Path, module: str) -> Path:
@@ -93,11 +111,11 @@ def binary(folder: Path, module: str) -> Path:
 
 def source_sha256() -> str:
     """Hash of the source files that decide what the compiler makes."""
-    package = Path(__file__).parent.parent
     found = hashlib.sha256()
-    for module in (*MODULES, *INTERFACES):
-        source = package.joinpath(*module.split(".")).with_suffix(".py").read_bytes()
-        found.update(f"{module}\0".encode() + hashlib.sha256(source).digest())
+    for module in (*modules(), *interfaces()):
+        source = path_of(module)
+        assert source is not None, module
+        found.update(f"{module}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
     return found.hexdigest()
 
 
@@ -121,7 +139,7 @@ def check(folder: Path) -> None:
         )
     if built.get("source_sha256") != wanted["source_sha256"]:
         raise ConfigError(f"{VARIABLE}={folder}: compiled from other sources than these; {remedy}")
-    for name in (*MODULES, LIBRARY):
+    for name in (*modules(), LIBRARY):
         if not binary(folder, name).is_file():
             raise ConfigError(f"{VARIABLE}={folder}: the binary of {name} is missing; {remedy}")
 

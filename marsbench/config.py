@@ -5,16 +5,31 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from marsbench.errors import ConfigError
+from marsbench.strict_yaml import load_yaml
 
 DEFAULT_LOAD = 0.9
+PARTS = ("engine", "tools", "arrival", "driver")
+"""Blocks that a bare name stands for."""
+TUNED = "-tuned"
+"""``NAME-tuned`` is system NAME with parameters found on the tuning half of the workload."""
 OWN_PACE = ("closed", "trace")
 """Arrival processes that need no rate: a closed loop has none, a trace has recorded times."""
 
@@ -37,6 +52,17 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1
 Numbers = Annotated[tuple[Positive, ...], BeforeValidator(_as_list)]
 Cores = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_list), Field(min_length=1)
+]
+
+Gibibytes = Annotated[
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+    BeforeValidator(_as_list),
+    Field(min_length=1),
+]
+
+
+Counts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=4096)], ...], BeforeValidator(_as_list), Field(min_length=1)
 ]
 
 
@@ -63,6 +89,17 @@ class ArrivalPart(Part):
     name: str = "poisson"
 
 
+class DriverPart(Part):
+    """What makes sessions act, with its parameters."""
+
+    name: str = "replay"
+
+    @model_serializer(mode="wrap")
+    def _bare_name(self, full: SerializerFunctionWrapHandler) -> Any:
+        """Written as it is usually given: without parameters, the name alone."""
+        return full(self) if self.params else self.name
+
+
 class ToolsPart(_Block):
     """The tool model, and what is assumed about tool calls where the trace does not say."""
 
@@ -73,6 +110,15 @@ class ToolsPart(_Block):
     """Tool class -> assumed share of CPU work in its wall time; overrides the model's own."""
     shell_timeout_s: Positive | None = 120.0
     """Wall time after which the harness kills a shell command; null = never."""
+
+
+class ReplicaEvent(_Block):
+    """A replica dies, or some are added, while each cell with several replicas runs."""
+
+    at_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    dies: Annotated[int, Field(ge=0)] | None = None
+    """Number of the replica, from 0; added ones are numbered on."""
+    added: Annotated[int, Field(ge=0, le=4096)] = 0
 
 
 class CapacitySearch(_Block):
@@ -90,11 +136,25 @@ class TuningSearch(_Block):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Cut(_Block):
+class UnmeasuredPart(_Block):
     """Parts of the arrival period whose sessions are simulated but not measured."""
 
     warmup_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class SustainedSearch(_Block):
+    """What ``marsbench capacity`` looks for: see ``marsbench.experiment.sustained``."""
+
+    slo: str
+    """The objective in words, such as ``p95 slowdown <= 3``."""
+    closed_loop: bool = False
+    """Look for a number of agents that are always there instead of an arrival rate."""
+    precision: Annotated[float, Field(ge=0.001, le=0.5)] = 0.03
+    """How far neighbouring rates lie apart, as a share."""
+    least: Positive | None = None
+    most: Positive | None = None
+    """The bracket, in sessions per hour or in agents; null: far below and far above load 1.0."""
 
 
 class ExperimentConfig(_Block):
@@ -110,44 +170,117 @@ class ExperimentConfig(_Block):
     rate_per_s: Numbers = ()
     """Arrival rates in sessions per second. Without load and rate_per_s: DEFAULT_LOAD,
     or the arrival process's own pace if it has one."""
-    sessions: Annotated[int, Field(ge=1)] = 100
+    sessions: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """Sessions per cell."""
-    seeds: Annotated[int, Field(ge=1)] = 1
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of repetitions with other sessions and arrivals."""
     first_seed: Annotated[int, Field(ge=0)] = 0
-    split: Literal["all", "tuning", "reporting"] = "reporting"
-    """The half of each workload that results are reported on; ``-tuned`` systems use the other."""
+    split: Literal["all", "tuning", "reporting"] = "all"
+    """Which sessions of each workload are replayed. Where it is not given and a ``-tuned`` system is
+    in the grid: reporting, since parameters are tuned on the other half."""
     tool_cores: Cores = (8,)
     """Cores of the tool pool; 0 = unlimited."""
+    host_kv_gib: Gibibytes = (0.0,)
+    """Host memory for KV per GPU, GiB; 0 = none."""
+    replicas: Counts = (1,)
+    """Engines behind one front door, with one pool of tool cores."""
+    replica_events: tuple[ReplicaEvent, ...] = ()
+    """What happens to replicas while a cell with several of them runs."""
     tools: Annotated[ToolsPart, BeforeValidator(_as_block)] = ToolsPart()
     arrival: Annotated[ArrivalPart, BeforeValidator(_as_block)] = ArrivalPart()
     params: dict[str, dict[str, Value]] = {}
     """System name -> overrides of its parameters."""
-    cut: Cut = Cut()
-    driver: Literal["replay"] = "replay"
+    cut: UnmeasuredPart = UnmeasuredPart()
+    driver: Annotated[DriverPart, BeforeValidator(_as_block)] = DriverPart()
+    """What makes sessions act: the replay of a trace, or live agents."""
     capacity: CapacitySearch = CapacitySearch()
     tuning: TuningSearch = TuningSearch()
+    sustain: SustainedSearch | None = None
+    """For ``marsbench capacity``, which finds the rates itself."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_load(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            data = {**_driver_defaults(data), **data}
         if not isinstance(data, dict) or data.get("load") or data.get("rate_per_s"):
             return data
         arrival = data.get("arrival")
         name = arrival.get("name") if isinstance(arrival, dict) else arrival
         return data if name in OWN_PACE else {**data, "load": [DEFAULT_LOAD], "rate_per_s": []}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_split(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("split") is not None:
+            return data
+        systems = _as_list(data.get("system", ()))
+        tuned = any(isinstance(name, str) and name.endswith(TUNED) for name in systems)
+        return {**data, "split": "reporting" if tuned else "all"}
+
     @model_validator(mode="after")
     def _no_repeats(self) -> ExperimentConfig:
-        for key in ("workload", "system", "profile", "load", "rate_per_s", "tool_cores"):
+        for key in (
+            "workload",
+            "system",
+            "profile",
+            "load",
+            "rate_per_s",
+            "tool_cores",
+            "host_kv_gib",
+            "replicas",
+        ):
             values = getattr(self, key)
             twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise ValueError(f"{key}: {min(twice)!r} is given twice; name it once")
+        self._check_replica_events()
         for name in self.params:
             if name not in self.system:
                 raise ValueError(f"params.{name}: no such system in this experiment; add it")
         return self
+
+    def _check_replica_events(self) -> None:
+        """Replicas that die exist and live, and one is always left."""
+        if self.replica_events and max(self.replicas) == 1:
+            raise ValueError("replica_events: no cell has several replicas; give --replicas")
+        for number in self.replicas:
+            live, made = set(range(number)), number
+            for event in sorted(self.replica_events, key=lambda e: e.at_s) if number > 1 else ():
+                live |= set(range(made, made + event.added))
+                made += event.added
+                if event.dies is not None and event.dies not in live:
+                    raise ValueError(
+                        f"replica_events: at {event.at_s:g} s replica {event.dies} dies, but of "
+                        f"{number} there are {sorted(live)} then"
+                    )
+                live.discard(-1 if event.dies is None else event.dies)
+                if not live:
+                    raise ValueError(
+                        f"replica_events: at {event.at_s:g} s the last of {number} replicas dies; "
+                        "add one before"
+                    )
+
+
+def _driver_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left unsaid with live agents: a real server of the small model, all sessions at once
+    (unless a pace is given), the whole workload, and this machine's cores for their tools.
+    """
+    driver = data.get("driver")
+    if (driver.get("name") if isinstance(driver, Mapping) else driver) != "openhands":
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    sessions = data.get("sessions", 8)
+    paced = data.get("load") or data.get("rate_per_s")
+    return {
+        "engine": {"name": "vllm"},
+        "profile": ["tiny-cpu-agents"],
+        "workload": ["tasks"],
+        "sessions": sessions,
+        "split": "all",
+        "tool_cores": [cores],
+        "arrival": {"name": "poisson"} if paced else {"name": "closed", "params": {"n": sessions}},
+    }
 
 
 def load_config(
@@ -155,15 +288,17 @@ def load_config(
     *,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
-    """Layers from weakest to strongest: defaults, files from left to right, flags, key=value.
+    """Layers from weakest to strongest: the command's own ``defaults``, files from left to right,
+    flags, key=value.
 
     Blocks (mappings) merge key by key; anything else replaces what was there. Raises ConfigError
     naming the file or option, the key, and what would be right.
     """
     data: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    layers = [(str(path), _read(path)) for path in files]
+    layers = [("defaults", dict(defaults or {})), *((str(path), _read(path)) for path in files)]
     layers.append(("command line", dict(flags or {})))
     layers += [(f"-c {text}", _assignment(text)) for text in overrides]
     for where, layer in layers:
@@ -177,18 +312,34 @@ def load_config(
 
 def dump_config(config: ExperimentConfig) -> str:
     """The resolved experiment as YAML; loading it gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_dumped(config), sort_keys=False, allow_unicode=True)
 
 
 def config_digest(config: ExperimentConfig) -> str:
     """Twelve hex digits that name this experiment."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    text = json.dumps(_dumped(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _dumped(config: ExperimentConfig) -> dict[str, Any]:
+    """Every key with its value. Host memory, replicas and a search are keys only where there are some,
+    so that experiments without are named as ever.
+    """
+    data = config.model_dump(mode="json")
+    if config.sustain is None:
+        del data["sustain"]
+    if config.host_kv_gib == (0.0,):
+        del data["host_kv_gib"]
+    if config.replicas == (1,):
+        del data["replicas"]
+    if not config.replica_events:
+        del data["replica_events"]
+    return data
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -212,7 +363,7 @@ def _assignment(text: str) -> dict[str, Any]:
             f"-c {text}: expected key=value, for example -c engine.params.block_size=32"
         )
     try:
-        parsed = yaml.safe_load(value)
+        parsed = load_yaml(value)
     except yaml.YAMLError:
         raise ConfigError(f"-c {text}: the value is not valid YAML; quote it") from None
     for part in reversed(key.strip().split(".")):
@@ -224,17 +375,13 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if (
-            isinstance(old, str)
-            and isinstance(value, dict)
-            and key in {"engine", "tools", "arrival"}
-        ):
+        if isinstance(old, str) and isinstance(value, dict) and key in PARTS:
             old = {"name": old}
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
-    for key in ("engine", "tools", "arrival"):
+    for key in PARTS:
         if isinstance(above.get(key), str) and isinstance(below.get(key), dict):
             merged[key] = {**below[key], "name": above[key]}
     return merged
@@ -272,6 +419,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
         ("tools",): ToolsPart,
         ("capacity",): CapacitySearch,
         ("tuning",): TuningSearch,
-        ("cut",): Cut,
+        ("cut",): UnmeasuredPart,
+        ("sustain",): SustainedSearch,
     }
     return list(blocks.get(tuple(path), ExperimentConfig).model_fields)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
 PS_PER_S = 1_000_000_000_000
 """Engine time is counted in integer picoseconds, so sums and order are exact."""
@@ -34,6 +35,8 @@ class ToolCall:
     """How many cores the call can use at once."""
     result_tokens: int | None = None
     error: bool = False
+    peak_bytes: int | None = None
+    """Most memory of its processes together; None if the trace does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,20 @@ class Session:
     shared_prefix: SharedPrefix | None = None
 
 
+class Phase(StrEnum):
+    """Where a session stands in its life (``marsbench.engine.life`` has the transitions)."""
+
+    NEW = "new"
+    """It has not arrived."""
+    PENDING = "pending"
+    """Its turn could run and has not been sent to the engine."""
+    ENGINE = "engine"
+    """Its turn was sent to the engine."""
+    TOOL = "tool"
+    """Its turn was answered; tools, sub-agents or a person have the next word."""
+    DONE = "done"
+
+
 class TurnPlan(NamedTuple):
     """What a turn sends to an engine, in tokens."""
 
@@ -111,6 +128,35 @@ def plan_turns(session: Session) -> list[TurnPlan]:
     return plans
 
 
+class HostView(Protocol):
+    """Host memory for KV beside an engine, as a policy may read it.
+
+    An engine with host memory copies the KV of prompts there by itself, and loads what a turn lost
+    on the GPU back from there when the turn is scheduled. Nothing has to be asked for.
+    """
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that it can hold."""
+        ...
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks that it holds, those still on their way there included."""
+        ...
+
+    def tokens(self, session: int) -> int:
+        """Leading tokens of the prompt that a session submitted last which lie there, in whole
+        chunks, those still on their way included. What a waiting turn would load is this less its
+        prefix hit on the GPU.
+        """
+        ...
+
+    def load_s(self, tokens: int) -> float:
+        """Seconds that a copy of so many tokens to the GPU takes if nothing else is copied."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
     """What any deployment knows about itself when a policy is built."""
@@ -129,6 +175,8 @@ class PolicyContext:
     """Extra prefill seconds per (query, key) token pair: the quadratic term."""
     decode_step_s: float = 0.02
     """Duration of a decode step with one sequence, seconds."""
+    host_blocks: int = 0
+    """KV blocks that host memory holds beside the engine's; 0 = KV that leaves the GPU is lost."""
     seed: int = 0
     params: dict[str, float] = field(default_factory=dict)
     """Overrides of a policy's parameters by name (tuning, sensitivity, ablations)."""

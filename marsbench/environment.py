@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from marsbench.compiled import named_folder
-from marsbench.errors import ResultsError
 
 PACKAGES = (
     "marsbench",
@@ -56,15 +54,6 @@ def environment(
         "server_flags": dict(server_flags or {}),
         **(extra or {}),
     }
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ResultsError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def git_state(folder: Path) -> dict[str, str | bool] | None:

@@ -8,6 +8,13 @@ MarsbenchError
 └── ResultsError   a run folder that cannot be written or read
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+from traceback import walk_tb
+from types import FrameType
+
 
 class MarsbenchError(Exception):
     """Base of all errors that are reported in one line and exit with status 2."""
@@ -42,3 +49,16 @@ class EngineError(MarsbenchError):
 
 class ResultsError(MarsbenchError):
     """A run folder cannot be written or read."""
+
+
+def raised_in(error: BaseException, theirs: Callable[[FrameType], bool]) -> str:
+    """One line about an exception: its type, its text, and the innermost place that is ``theirs``,
+    for whoever wrote the code there. Empty if none of the places is.
+    """
+    places = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__) if theirs(frame)]
+    if not places:
+        return ""
+    code, line = places[-1]
+    text = str(error).partition("\n")[0]
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{what} ({PurePath(code.co_filename).name}:{line}, in {code.co_name})"

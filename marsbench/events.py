@@ -1,4 +1,4 @@
-"""The unified information stream: what happens to sessions, as typed rows (mars.md §4.1).
+"""The unified information stream: what happens to sessions, as typed rows (MARS, arXiv:2604.26963).
 
 One row is ten integers. ``FIELDS`` names the payload integers of each kind; the same table
 writes ``events.parquet``, builds the ``Event`` objects policies see, and goes over the wire.
@@ -33,10 +33,23 @@ class Kind(IntEnum):
     TOOL_END = 14
     KV_STATS = 15
     CPU_STATS = 16
-    CTL_CPU_PRESSURE = 17
-    CTL_KV_PRESSURE = 18
-    CTL_WINDOW = 19
-    RUN_END = 20
+    RUN_END = 17
+    KV_LOAD = 18
+    KV_LOADED = 19
+    HOST_STATS = 20
+    LINK_STATS = 21
+    ROUTE = 22
+    REPLICA_STATS = 23
+    REPLICA_UP = 24
+    REPLICA_DOWN = 25
+
+
+HOST_KINDS = (Kind.KV_LOAD, Kind.KV_LOADED, Kind.HOST_STATS, Kind.LINK_STATS)
+"""Kinds that only cells with host memory for KV have; files of others do not name them."""
+
+
+FLEET_KINDS = (Kind.ROUTE, Kind.REPLICA_STATS, Kind.REPLICA_UP, Kind.REPLICA_DOWN)
+"""Kinds that only cells with several replicas have; files of others do not name them."""
 
 
 class Status(IntEnum):
@@ -47,6 +60,8 @@ class Status(IntEnum):
     """Its context does not fit the KV cache or the model: rejected, counted as failed."""
     ERROR = 2
     TIMEOUT = 3
+    MOVED = 4
+    """Said to the policies of one replica: the session goes on at another. In no record."""
 
 
 class Unpin(IntEnum):
@@ -60,7 +75,7 @@ class Unpin(IntEnum):
 
 FIELDS: dict[Kind, tuple[str, ...]] = {
     Kind.SESSION_ARRIVE: ("prompt_tokens", "parent", "parent_turn"),
-    Kind.SESSION_ADMIT: ("window", "mode"),
+    Kind.SESSION_ADMIT: ("window",),
     Kind.SESSION_END: ("status",),
     Kind.TURN_READY: ("prompt_tokens",),
     Kind.GPU_SUBMIT: ("prompt_tokens", "blocks"),
@@ -90,9 +105,6 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
         "evicted_blocks",
     ),
     Kind.CPU_STATS: ("running", "queued", "busy_core_ps", "gpu_busy_ps"),
-    Kind.CTL_CPU_PRESSURE: ("on",),
-    Kind.CTL_KV_PRESSURE: ("on",),
-    Kind.CTL_WINDOW: ("window", "cpu_cap", "kv_cap"),
     Kind.RUN_END: (
         "steps",
         "evicted_blocks",
@@ -101,6 +113,20 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
         "num_blocks",
         "tool_cores",
     ),
+    Kind.KV_LOAD: ("local_tokens", "loaded_tokens"),
+    Kind.KV_LOADED: ("waited_ps",),
+    Kind.HOST_STATS: (
+        "resident_blocks",
+        "num_blocks",
+        "stored_blocks",
+        "loaded_blocks",
+        "evicted_blocks",
+    ),
+    Kind.LINK_STATS: ("d2h_bytes", "h2d_bytes", "d2h_busy_ps", "h2d_busy_ps", "stall_ps"),
+    Kind.ROUTE: ("replica", "previous"),
+    Kind.REPLICA_STATS: ("replica", "free_blocks", "running", "waiting", "gpu_busy_ps", "steps"),
+    Kind.REPLICA_UP: ("replica", "num_blocks"),
+    Kind.REPLICA_DOWN: ("replica", "sessions", "turns", "lost_blocks"),
 }
 """Payload names by kind (at most NUM_PAYLOAD). ``name`` and ``tool_class`` are indices into the
 log's string table; ``parent`` is a session index or -1; blocks and tokens are counts.
@@ -108,7 +134,17 @@ log's string table; ``parent`` is a session index or -1; blocks and tokens are c
 KV_STATS: ``referenced`` = held by running turns, ``pinned`` = held for returning sessions,
 ``cached`` = evictable with reusable content, ``free`` = evictable, cached ones included;
 ``mean_referenced_mblocks`` = time-weighted mean of referenced + pinned since the previous
-sample, in 1/1000 block; ``evicted_blocks`` since the previous sample."""
+sample, in 1/1000 block; ``evicted_blocks`` since the previous sample.
+
+KV_LOAD: a waiting turn has ``local_tokens`` on
+the GPU and begins to load ``loaded_tokens``; KV_LOADED: the engine has them. HOST_STATS and
+LINK_STATS come with KV_STATS: ``resident`` of ``num_blocks`` are held now, everything else counts
+from the start of the run; ``stall_ps`` is time in which steps waited for a copy.
+
+ROUTE: the turn goes to ``replica``; ``previous`` is where the session's last one went, or -1. What
+the engine then says of the session is said by that replica. REPLICA_STATS comes with KV_STATS, one
+for each replica; busy time and steps count from its start. REPLICA_DOWN: with so many unfinished
+sessions, of which so many had a turn there, and so many blocks with content."""
 
 
 class Event(NamedTuple):

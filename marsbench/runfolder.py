@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from marsbench.errors import ResultsError
-from marsbench.events import EVENTS_VERSION, FIELDS, Kind
+from marsbench.events import EVENTS_VERSION, FIELDS, FLEET_KINDS, HOST_KINDS, Kind
 from marsbench.records import EventLog
+from marsbench.replicas import replica_of_rows
 from marsbench.tables import CellKey, CellTables
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from marsbench.attribution import Ints
 
 SUMMARY_VERSION = 1
+CAPACITY_FILE = "capacity.json"
+CAPACITY_VERSION = 1
 Filters = list[tuple[str, str, object]]
 """Rows to keep, as (column, comparison, value); all must hold."""
 TABLES = ("events", "sessions", "turns")
@@ -46,6 +49,8 @@ _KEY_TYPES: dict[str, pa.DataType] = {
     "rate_per_s": pa.float64(),
     "seed": pa.int64(),
     "tool_cores": pa.int64(),
+    "host_kv_gib": pa.float64(),
+    "replicas": pa.int64(),
 }
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _NAMED = (Kind.TOOL_ENQUEUED, Kind.TOOL_START, Kind.TOOL_END)
@@ -80,11 +85,28 @@ class RunFolder:
         folder = self.path / "cells" / f"{index:04d}"
         with _clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        _write_parquet(folder / "events.parquet", [_events_table(log, index)])
+        events = _events_table(
+            log, index, with_host="host_kv_gib" in entry, with_replicas="replicas" in entry
+        )
+        _write_parquet(folder / "events.parquet", [events])
         _write_parquet(folder / "sessions.parquet", [_keyed(tables.sessions, index, entry)])
         _write_parquet(folder / "turns.parquet", [_keyed(tables.turns, index, entry)])
         text = to_json({"index": index, "run_id": self.run_id, "entry": entry})
         _atomic(folder / "cell.json", lambda target: target.write_text(text, encoding="utf-8"))
+
+    def give_cell(self, index: int) -> dict[str, bytes]:
+        """The files of one finished cell, by name, for another folder to take."""
+        folder = self.path / "cells" / f"{index:04d}"
+        return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+    def take_cell(self, index: int, files: Mapping[str, bytes]) -> None:
+        """Keep a cell that was finished in another folder of the same run."""
+        folder = self.path / "cells" / f"{index:04d}"
+        with _clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: (name == "cell.json", name)):
+            content = files[name]
+            _atomic(folder / name, lambda target, content=content: target.write_bytes(content))  # type: ignore[misc]
 
     def finished_cells(self) -> dict[int, dict[str, Any]]:
         """Entries of the cells that are complete, by index; refuses those of another run."""
@@ -95,6 +117,17 @@ class RunFolder:
                 "choose another folder with --out, or delete this one"
             )
         return cells
+
+    def assemble(self, cells: Mapping[int, StoredCells]) -> None:
+        """Make the finished folder of cells that other folders hold."""
+        order = sorted(cells)
+        for name in TABLES if cells else ():
+            _write_parquet(
+                self.path / f"{name}.parquet",
+                (cells[index].table(name, index) for index in order),
+            )
+        entries = {index: cells[index].entries[index] for index in order}
+        self.write_json("summary.json", _summary(self.run_id, entries))
 
     def finish(self, *, complete: bool = True) -> None:
         """Merge all finished cells. Their parts are removed only if the run is ``complete``."""
@@ -109,6 +142,38 @@ class RunFolder:
         if complete and cells:
             with _clear_errors(self.path):
                 shutil.rmtree(self.path / "cells")
+
+
+class StoredCells:
+    """The finished cells of a run folder, complete or not, each for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        summary = read_summary(path)
+        self.entries: dict[int, dict[str, Any]] = {
+            int(entry["cell"]): {key: value for key, value in entry.items() if key != "cell"}
+            for entry in summary["cells"]
+        }
+        self._parts = (path / "cells").is_dir() and bool(_cells(path))
+        self._order = sorted(self.entries)
+
+    def table(self, name: str, index: int) -> pa.Table:
+        """One of TABLES of one cell, as it was written."""
+        if self._parts:
+            return _read_parquet(self.path / "cells" / f"{index:04d}" / f"{name}.parquet")
+        file = self.path / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(file) as whole:
+                if whole.num_row_groups != len(self._order):
+                    raise ResultsError(
+                        f"{file} holds {whole.num_row_groups} cells, summary.json names "
+                        f"{len(self._order)}; repeat the run"
+                    )
+                return whole.read_row_group(self._order.index(index))
+        except FileNotFoundError as error:
+            raise ResultsError(f"{file} is missing: the run folder is incomplete") from error
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ResultsError(f"cannot read {file}: {_first_line(error)}") from error
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -130,6 +195,20 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
+def read_capacity(path: Path) -> dict[str, Any] | None:
+    """``capacity.json`` of a run folder that is a capacity search; None of any other."""
+    file = path / CAPACITY_FILE
+    if not file.is_file():
+        return None
+    found = _read_json(file)
+    if found.get("capacity_version") != CAPACITY_VERSION:
+        raise ResultsError(
+            f"{file}: capacity_version is {found.get('capacity_version')!r}, this marsbench reads "
+            f"{CAPACITY_VERSION}; repeat the search or use the version that wrote it"
+        )
+    return found
+
+
 def read_table(
     path: Path,
     name: str,
@@ -149,7 +228,11 @@ def read_table(
 
 def write_events(path: Path, logs: Mapping[int, EventLog]) -> None:
     """Event logs by cell as one table, the same as ``events.parquet`` of a run folder."""
-    _write_parquet(path, (_events_table(logs[index], index) for index in sorted(logs)))
+    parts = (
+        _events_table(logs[index], index, with_host=False, with_replicas=False)
+        for index in sorted(logs)
+    )
+    _write_parquet(path, parts)
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -187,10 +270,12 @@ def _summary(run_id: str, cells: Mapping[int, dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _events_table(log: EventLog, index: int) -> pa.Table:
+def _events_table(log: EventLog, index: int, *, with_host: bool, with_replicas: bool) -> pa.Table:
     """Event rows as columns: kind and tool names as text, payload integers as ``a`` to ``f``."""
     rows = log.to_numpy()
-    names = pa.array([kind.name for kind in Kind], pa.string())
+    hidden = {*(() if with_host else HOST_KINDS), *(() if with_replicas else FLEET_KINDS)}
+    known = {kind: kind.name for kind in Kind if kind not in hidden}
+    names = pa.array([known.get(Kind(kind), "") for kind in range(max(known) + 1)], pa.string())
     kinds = pa.DictionaryArray.from_arrays(pa.array(rows[:, 1], pa.int32()), names)
     columns: dict[str, Any] = {
         "cell": np.full(len(rows), index, dtype=np.int32),
@@ -201,11 +286,13 @@ def _events_table(log: EventLog, index: int) -> pa.Table:
         "turn": rows[:, 3].astype(np.int32),
         "call": rows[:, 4].astype(np.int32),
     }
+    if with_replicas:
+        columns["replica"] = replica_of_rows(rows).astype(np.int32)
     columns |= {letter: rows[:, 5 + k] for k, letter in enumerate("abcdef")}
     named = np.isin(rows[:, 1], _NAMED)
     columns["name"] = _texts(rows[:, 5], named, log.strings)
     columns["tool_class"] = _texts(rows[:, 6], named, log.strings)
-    payload = {kind.name: list(names) for kind, names in FIELDS.items()}
+    payload = {kind.name: list(FIELDS[kind]) for kind in known}
     metadata = {"events_version": str(EVENTS_VERSION), "payload": json.dumps(payload)}
     return pa.table(columns).replace_schema_metadata(metadata)
 
@@ -226,6 +313,8 @@ def _keyed(frame: pd.DataFrame, index: int, entry: Mapping[str, Any]) -> pa.Tabl
     size = len(frame)
     front: dict[str, Any] = {"cell": pa.array(np.full(size, index, dtype=np.int32))}
     for name in KEY_FIELDS:
+        if name not in entry:
+            continue  # a key that only some experiments have
         if name in _KEY_TYPES:
             front[name] = pa.repeat(pa.scalar(entry[name], _KEY_TYPES[name]), size)
         else:

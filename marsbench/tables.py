@@ -13,17 +13,18 @@ import numpy.typing as npt
 import pandas as pd
 
 from marsbench.attribution import (
-    COMPONENTS,
     CriticalTool,
     Ints,
     SessionChain,
     TurnTimes,
     attribute,
+    component_names,
 )
 from marsbench.core import PS_PER_S
 from marsbench.errors import ResultsError
 from marsbench.events import FIELDS, Kind, Status
 from marsbench.records import EventLog
+from marsbench.replicas import migrations, replica_of_turns, replicas_table
 from marsbench.timeline import (
     CALL,
     PAYLOAD,
@@ -56,10 +57,18 @@ class CellKey:
     seed: int
     tool_cores: int
     """0 = unlimited."""
+    host_kv_gib: float | None = None
+    """Host memory for KV per GPU; None if no cell of the experiment has any."""
+    replicas: int | None = None
+    """Engines behind one front door; None if no cell of the experiment has several."""
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         """Field name to value, in the order of ``summary.json``."""
-        return asdict(self)
+        found = asdict(self)
+        for name in ("host_kv_gib", "replicas"):
+            if found[name] is None:
+                del found[name]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +99,29 @@ class CellTables:
     """KV_STATS samples: time_s and the payload fields."""
     cpu: pd.DataFrame
     """CPU_STATS samples: time_s, running, queued, busy_core_s, gpu_busy_s."""
+    host: pd.DataFrame
+    """HOST_STATS samples, none in a cell without host memory for KV."""
+    link: pd.DataFrame
+    """LINK_STATS samples: bytes and seconds each way."""
     totals: RunTotals
+    replicas: pd.DataFrame
+    """One row a replica, none in a cell with one engine: replica, up_s (how long it lived), busy_s,
+    turns, sessions (that had a turn there), prompt_tokens, cached_tokens, lost_blocks."""
 
 
-def build_tables(log: EventLog, *, ideal_s: Sequence[float] | None = None) -> CellTables:
+def build_tables(
+    log: EventLog,
+    *,
+    ideal_s: Sequence[float] | None = None,
+    with_loads: bool = False,
+    with_replicas: bool = False,
+) -> CellTables:
     """Tables of one cell's events.
 
     ``ideal_s`` is each session's latency alone on an empty system, by session index (NaN where
-    unknown). Raises ResultsError if the events do not end with RUN_END or contradict themselves.
+    unknown). ``with_loads`` keeps the columns of loads from host memory where this cell has none
+    but others of its experiment do; a cell that has some always has them. ``with_replicas`` adds to turns
+    where they ran, and to sessions how often they moved. Raises ResultsError if the events do not end with RUN_END or contradict themselves.
     """
     kinds = split_by_kind(log)
     if len(kinds[Kind.RUN_END]) != 1:
@@ -107,20 +131,37 @@ def build_tables(log: EventLog, *, ideal_s: Sequence[float] | None = None) -> Ce
         )
     layout = Layout(kinds, len(log.session_ids))
     times = milestones(kinds, layout)
-    whole, waits = chain_times(kinds, layout, times)
+    loads = with_loads or bool(len(kinds[Kind.HOST_STATS]))
+    whole, waits = chain_times(kinds, layout, times, with_loads=loads)
     calls, tool = _calls(kinds, layout, whole, log.strings)
     chain = SessionChain(
         layout.first_turn, layout.arrival, layout.end, layout.parent, layout.parent_turn
     )
     parts, session_parts = attribute(whole, tool, chain)
-    turns = _turns_table(kinds, layout, times, waits, tool, whole, parts, log.session_ids)
+    names = component_names(whole)
+    by_name = dict(zip(names, parts.T, strict=True))
+    turns = _turns_table(kinds, layout, times, waits, tool, whole, by_name, log.session_ids)
+    sessions = _sessions_table(
+        kinds,
+        layout,
+        turns,
+        dict(zip(names, session_parts.T, strict=True)),
+        log.session_ids,
+        ideal_s,
+    )
+    if with_replicas:
+        turns["replica"] = replica_of_turns(kinds, layout)
+        sessions["migrations"] = migrations(kinds, len(sessions))
     return CellTables(
-        sessions=_sessions_table(kinds, layout, turns, session_parts, log.session_ids, ideal_s),
+        sessions=sessions,
         turns=turns,
+        replicas=replicas_table(kinds, turns),
         calls=calls,
         pins=_pins(kinds),
         kv=_samples(kinds[Kind.KV_STATS], Kind.KV_STATS),
         cpu=_samples(kinds[Kind.CPU_STATS], Kind.CPU_STATS),
+        host=_samples(kinds[Kind.HOST_STATS], Kind.HOST_STATS),
+        link=_samples(kinds[Kind.LINK_STATS], Kind.LINK_STATS),
         totals=_totals(kinds[Kind.RUN_END][0]),
     )
 
@@ -195,7 +236,7 @@ def _turns_table(
     waits: Waits,
     tool: CriticalTool,
     chain: TurnTimes,
-    parts: Ints,
+    parts: dict[str, Ints],
     session_ids: Sequence[str],
 ) -> pd.DataFrame:
     ready, end, sched = kinds[Kind.TURN_READY], kinds[Kind.GPU_END], kinds[Kind.GPU_SCHED_FIRST]
@@ -212,6 +253,8 @@ def _turns_table(
             size, layout.turn_rows(sched), field(sched, Kind.GPU_SCHED_FIRST, "cached_tokens"), 0
         ),
     }
+    if chain.loading is not None:
+        columns["loaded_tokens"] = _loaded_first(kinds, layout, times["sched_first"])
     for name in ("prefilled_tokens", "recomputed_tokens", "output_tokens", "num_tools"):
         columns[name] = scatter(size, layout.turn_rows(end), field(end, Kind.GPU_END, name), 0)
     finished = (times["end"] >= 0) & (chain.next_start > chain.end)
@@ -220,16 +263,25 @@ def _turns_table(
     columns["tool_wait_s"] = np.where(
         finished, (np.maximum(tool.end, chain.end) - chain.end) / PS_PER_S, 0.0
     )
-    for k, name in enumerate(COMPONENTS):
-        columns[f"{name}_s"] = parts[:, k] / PS_PER_S
+    for name, part in parts.items():
+        columns[f"{name}_s"] = part / PS_PER_S
     return pd.DataFrame(columns)
+
+
+def _loaded_first(kinds: dict[Kind, Ints], layout: Layout, sched_first: Ints) -> Ints:
+    """Of each turn's prefix hit when first scheduled, the tokens that host memory had."""
+    loads = kinds[Kind.KV_LOAD]
+    row = layout.turn_rows(loads)
+    first = (sched_first[row] < 0) | (loads[:, TIME] <= sched_first[row])
+    tokens = field(loads, Kind.KV_LOAD, "loaded_tokens")
+    return scatter(layout.total_turns, row[first], tokens[first], 0)
 
 
 def _sessions_table(
     kinds: dict[Kind, Ints],
     layout: Layout,
     turns: pd.DataFrame,
-    parts: Ints,
+    parts: dict[str, Ints],
     session_ids: Sequence[str],
     ideal_s: Sequence[float] | None,
 ) -> pd.DataFrame:
@@ -267,8 +319,8 @@ def _sessions_table(
         total = np.zeros(size, dtype=np.int64)
         np.add.at(total, layout.session_of, turns[name].to_numpy())
         columns[name] = total
-    for k, name in enumerate(COMPONENTS):
-        columns[f"{name}_s"] = parts[:, k] / PS_PER_S
+    for name, part in parts.items():
+        columns[f"{name}_s"] = part / PS_PER_S
     return pd.DataFrame(columns)[layout.arrived].reset_index(drop=True)
 
 

@@ -11,7 +11,10 @@ from marsbench.errors import ResultsError
 from marsbench.events import FIELDS, Kind, Status
 from marsbench.records import EventLog
 
-STATUS_NAMES = (*(status.name.lower() for status in Status), "unfinished")
+STATUS_NAMES = (
+    *(status.name.lower() for status in Status if status is not Status.MOVED),
+    "unfinished",
+)
 """Session status by code; ``unfinished`` = the run ended first."""
 
 TIME, SESSION, TURN, CALL, PAYLOAD = 0, 2, 3, 4, 5
@@ -30,6 +33,7 @@ def split_by_kind(log: EventLog) -> dict[Kind, Ints]:
 
 
 def field(rows: Ints, kind: Kind, name: str) -> Ints:
+    """Return the column of one field of a kind's payload."""
     return rows[:, PAYLOAD + FIELDS[kind].index(name)]
 
 
@@ -70,6 +74,7 @@ class Layout:
 
 
 def scatter(size: int, at: Ints, values: Ints, missing: int) -> Ints:
+    """Return an array with each value at its place, and ``missing`` elsewhere."""
     column = np.full(size, missing, dtype=np.int64)
     column[at] = values
     return column
@@ -103,7 +108,7 @@ class Waits:
 
 
 def chain_times(
-    kinds: dict[Kind, Ints], layout: Layout, times: dict[str, Ints]
+    kinds: dict[Kind, Ints], layout: Layout, times: dict[str, Ints], *, with_loads: bool = False
 ) -> tuple[TurnTimes, Waits]:
     """Milestones without gaps: what did not happen is put at the next one that did, or at the
     session's end, so that an unfinished turn's time is charged to the phase it was in.
@@ -146,8 +151,17 @@ def chain_times(
         prefilled=prefilled,
         recomputed=recomputed,
         refilled=waits.refilled,
+        loading=_loading(kinds, layout) if with_loads else None,
     )
     return turns, waits
+
+
+def _loading(kinds: dict[Kind, Ints], layout: Layout) -> Ints:
+    """How long each turn waited for KV from host memory."""
+    loaded = kinds[Kind.KV_LOADED]
+    waited = np.zeros(layout.total_turns, dtype=np.int64)
+    np.add.at(waited, layout.turn_rows(loaded), field(loaded, Kind.KV_LOADED, "waited_ps"))
+    return waited
 
 
 def _check_order(chain: list[Ints], layout: Layout) -> None:

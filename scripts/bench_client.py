@@ -25,10 +25,10 @@ from marsbench.arrival import ArrivalPlan, arrival_rng, arrivals
 from marsbench.core import PS_PER_S, Session, Turn
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.live.client import Client
-from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.driver import run_live
 from marsbench.engine.live.server import ServerCommand, free_port, running
 from marsbench.engine.live.tiny_model import write_tiny_model
+from marsbench.engine.live.wall import Site, run_live
+from marsbench.engine.plan import CellPlan
 from marsbench.records import EventLog
 from marsbench.system import Policies
 from marsbench.tables import build_tables
@@ -84,14 +84,15 @@ def ours(url: str, given: argparse.Namespace) -> dict[str, float]:
     config, policies, log = EngineConfig(num_blocks=1 << 16), Policies(), EventLog()
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     outcome = run_live(
-        sessions=sessions,
-        arrivals=plan,
-        core_factory=lambda listener: LiveCore(config, None, policies, listener),
-        connect=lambda clock: Client(url, "fake", clock=clock),
-        policies=policies,
-        tools=Recorded(),
-        log=log,
-        warm_up_turns=16,
+        CellPlan(
+            sessions=tuple(sessions),
+            arrivals=plan,
+            policies=policies,
+            flags=config,
+            tools=Recorded(),
+        ),
+        log,
+        Site(connect=lambda clock: Client(url, "fake", clock=clock), warm_up_turns=16),
     )
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     turns = build_tables(log).turns

@@ -34,19 +34,22 @@ import numpy as np
 from marsbench.arrival import ArrivalPlan, arrival_rng, arrivals
 from marsbench.compiled import named_folder
 from marsbench.core import Session
-from marsbench.engine.base import CoreStats, EngineConfig
-from marsbench.engine.driver import run_cell
+from marsbench.engine import ENGINES
+from marsbench.engine.base import EngineConfig
+from marsbench.engine.kind import VirtualTime
+from marsbench.engine.virtual import VirtualEngine
 from marsbench.engine.vllm.runtime import build_scheduler, quietly, require_vllm
 from marsbench.errors import MarsbenchError
 from marsbench.events import FIELDS, Kind
-from marsbench.experiment.wiring import Outcome, Setup, simulate, stock_system
+from marsbench.experiment.wiring import Outcome, Setup, plan_cell, stock_system
+from marsbench.markdown import read_block, write_block
 from marsbench.records import EventLog
 from marsbench.trace.source import open_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "reference" / "engines.json"
-README = ROOT / "README.md"
-START, END = "<!-- engines -->", "<!-- /engines -->"
+TABLES = ROOT / "results" / "reference" / "speed.md"
+BLOCK = "engines"
 WORKLOAD, SPLIT, SEED = "swe-bench", "reporting", 0
 PROFILE = "h100-nvl/qwen3-coder-30b-a3b"
 TOOL_CORES = 8
@@ -83,7 +86,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchedCell:
     """A cell without its engine."""
 
     name: str
@@ -116,7 +119,7 @@ class EnginesDifferError(MarsbenchError):
     """The engines did not do the same, so their speeds cannot be compared."""
 
 
-def cases(num: int, turns: int) -> Iterator[Case]:
+def cases(num: int, turns: int) -> Iterator[BenchedCell]:
     """The same sessions at each rate."""
     workload = open_workload(WORKLOAD)
     sessions = tuple(workload.sessions(num, SEED, SPLIT))
@@ -125,39 +128,38 @@ def cases(num: int, turns: int) -> Iterator[Case]:
     for name, rate_per_s in RATES.items():
         rng = arrival_rng(SEED, workload.name)
         plan = arrivals("poisson", sessions, rate_per_s=rate_per_s, rng=rng)
-        yield Case(name, rate_per_s, sessions, plan)
+        yield BenchedCell(name, rate_per_s, sessions, plan)
 
 
 # --- the engines through the driver ----------------------------------------------------------
 
 
 def run(
-    engine: str, case: Case, prepare: Callable[[Any], None] | None = None
+    engine: str, case: BenchedCell, prepare: Callable[[Any], None] | None = None
 ) -> tuple[Outcome, Stopwatch, Any]:
-    """A cell under stock policies; the time is run_cell's, without making the core."""
+    """A cell under stock policies; the time is the engine's, without making the core."""
     watch = Stopwatch()
     made: list[Any] = []
+    kind = ENGINES[engine]
+    assert isinstance(kind, VirtualTime)
+    core_class = kind.core_class()
 
-    def timed(*, core_factory: Callable[[Any], Any], **rest: Any) -> CoreStats:
-        def make(listener: Any) -> Any:
-            watch.stop()
-            made.append(core_factory(listener))
-            if prepare is not None:
-                prepare(made[0])
-            watch.start()
-            return made[0]
-
-        gc.collect()
-        watch.start()
-        stats = run_cell(core_factory=make, **rest)
+    def make(*given: Any) -> Any:
         watch.stop()
-        return stats
+        made.append(core_class(*given))
+        if prepare is not None:
+            prepare(made[0])
+        watch.start()
+        return made[0]
 
     setup = Setup(engine, PROFILE, TOOL_CORES, "modelled")
-    outcome = simulate(
-        setup, stock_system(), {}, case.sessions, case.plan, seed=SEED, run_cell=timed
-    )
-    return outcome, watch, made[0]
+    plan = plan_cell(setup, stock_system(), {}, case.sessions, case.plan, seed=SEED)
+    log = EventLog()
+    gc.collect()
+    watch.start()
+    ran = VirtualEngine(make).run(plan, log)
+    watch.stop()
+    return Outcome(log, plan.flags, ran), watch, made[0]
 
 
 def largest_gap_blocks(sim: EventLog, real: EventLog) -> float:
@@ -311,7 +313,7 @@ def hash_functions() -> dict[str, Callable[[Any], bytes]]:
 # --- a case ----------------------------------------------------------------------------------
 
 
-def measure(case: Case, repeats: int) -> dict[str, Any]:
+def measure(case: BenchedCell, repeats: int) -> dict[str, Any]:
     """All numbers of a cell. The first run of each engine is compared and recorded, not timed."""
     sim, _, _ = run("sim", case)
     recording = Recording(sim.engine)
@@ -368,7 +370,7 @@ def check_same(log: EventLog, first: EventLog, engine: str) -> None:
         raise EnginesDifferError(f"two runs of {engine} on one cell differ")
 
 
-def described(case: Case, outcome: Outcome) -> dict[str, Any]:
+def described(case: BenchedCell, outcome: Outcome) -> dict[str, Any]:
     rows = outcome.log.to_numpy()
     ends = rows[rows[:, 1] == Kind.GPU_END]
     _, cached, prefilled, recomputed = (int(ends[:, column].sum()) for column in range(5, 9))
@@ -377,12 +379,12 @@ def described(case: Case, outcome: Outcome) -> dict[str, Any]:
         "rate_per_s": case.rate_per_s,
         "sessions": len(case.sessions),
         "calls": len(ends),
-        "steps": outcome.stats.steps,
+        "steps": outcome.ran.stats.steps,
         "events": len(rows),
         "cached_share": cached / (cached + prefilled),
         "recomputed_share": recomputed / prefilled,
-        "preemptions": outcome.stats.preemptions,
-        "evicted_blocks": outcome.stats.evicted_blocks,
+        "preemptions": outcome.ran.stats.preemptions,
+        "evicted_blocks": outcome.ran.stats.evicted_blocks,
     }
 
 
@@ -391,7 +393,7 @@ def rates(timings: Timings, outcome: Outcome) -> dict[str, Any]:
     return {
         **timings.row(),
         "calls_per_cpu_s": calls / timings.cpu,
-        "steps_per_cpu_s": outcome.stats.steps / timings.cpu,
+        "steps_per_cpu_s": outcome.ran.stats.steps / timings.cpu,
     }
 
 
@@ -415,7 +417,7 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The block of the README."""
+    """The block of the tables' page."""
     host = found["machine"]
     sim = "sim, compiled" if host["compiled_core"] else "sim"
     head = ("cell", "calls", "steps", f"`{sim}`: calls/s", "steps/s", "`vllm-core`: calls/s",
@@ -442,10 +444,10 @@ def markdown(found: dict[str, Any]) -> str:
         "contents, both with vLLM's default, and with that loop spared all hashing of prompts "
         "(`vllm-core` hashes each block once, vLLM again in every turn: hence ratios below 1). "
         "All numbers, and what is compared: "
-        "[engines.json](results/reference/engines.json), by `scripts/bench_engines.py`."
+        "[engines.json](engines.json), by `scripts/bench_engines.py`."
     )
     wrapped = textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False)
-    return "\n".join([START, *rows, "", *wrapped, END])
+    return "\n".join([*rows, "", *wrapped])
 
 
 def print_table(found: dict[str, Any]) -> None:
@@ -491,7 +493,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument(
-        "--write", action="store_true", help=f"write {RESULT.name} and the README's table"
+        "--write", action="store_true", help=f"write {RESULT.name} and its table in speed.md"
     )
     given = parser.parse_args()
     if given.sessions < 1 or given.repeats < 1 or given.turns < 0:
@@ -501,9 +503,9 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     given = options()
-    if given.write:
-        around_block()  # before minutes are spent
     try:
+        if given.write:
+            read_block(TABLES, BLOCK)  # before minutes are spent
         found = {
             "engines_version": 1,
             "machine": machine(),
@@ -524,18 +526,8 @@ def main() -> int:
         given.json.write_text(text, encoding="utf-8")
     if given.write:
         RESULT.write_text(text, encoding="utf-8")
-        before, after = around_block()
-        README.write_text(before + markdown(found) + after, encoding="utf-8")
+        write_block(TABLES, BLOCK, markdown(found))
     return 0
-
-
-def around_block() -> tuple[str, str]:
-    """The README before and after this script's table."""
-    before, start, rest = README.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        sys.exit(f"bench_engines: README.md has no {START} … {END} to put the table into")
-    return before, after
 
 
 if __name__ == "__main__":

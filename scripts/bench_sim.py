@@ -34,7 +34,7 @@ LOOP = 64
 SIZES = (100, 1_000, 10_000)
 BUSY = 0.5
 """Load average per core from which on wall times say little."""
-START, END = "<!-- speed -->", "<!-- /speed -->"
+BLOCK = "speed"
 Numbers = dict[str, float]
 
 
@@ -49,7 +49,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dynamo-venv", type=Path, default=ROOT / ".venv-dynamo")
     parser.add_argument("--python312", default="python3.12", help="to make --dynamo-venv with")
     parser.add_argument("--json", type=Path, help="write all numbers there")
-    parser.add_argument("--readme", type=Path, help=f"put the tables between {START} and {END}")
+    parser.add_argument("--readme", type=Path, help=f"put the tables into its block {BLOCK!r}")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -60,7 +60,7 @@ def options() -> argparse.Namespace:
 def make(num: str, path: str) -> Numbers:
     """Generate a trace and export it in the format both simulators read."""
     from marsbench.trace.export import export
-    from workloads.generated.workload import GeneratedWorkload
+    from workloads.synthetic.workload import GeneratedWorkload
 
     sessions = GeneratedWorkload("swe-bench").variant(turns=TURNS).sessions(int(num), 0)
     with Path(path).open("wb") as stream:
@@ -69,12 +69,13 @@ def make(num: str, path: str) -> Numbers:
 
 
 def simulate(path: str, num_blocks: str) -> Numbers:
-    """Replay a trace and report what run_cell took. Nothing runs beside it in this process."""
+    """Replay a trace and report what its engine took. Nothing runs beside it in this process."""
     from marsbench.arrival import ArrivalPlan
     from marsbench.engine.base import EngineConfig
-    from marsbench.engine.driver import run_cell
+    from marsbench.engine.plan import CellPlan
     from marsbench.engine.profile import load_profile
     from marsbench.engine.sim.core import SimCore
+    from marsbench.engine.virtual import VirtualEngine
     from marsbench.events import Kind
     from marsbench.records import EventLog
     from marsbench.system import Policies
@@ -84,16 +85,17 @@ def simulate(path: str, num_blocks: str) -> Numbers:
     sessions = list(open_trace(Path(path))[1])
     config = EngineConfig(num_blocks=int(num_blocks), block_size=BLOCK_SIZE)
     cost = load_profile(PROFILE).step_cost()
-    policies, log = Policies(), EventLog()
-    cpu_s, wall_s = time.process_time(), time.perf_counter()
-    run_cell(
-        sessions=sessions,
+    log = EventLog()
+    plan = CellPlan(
+        sessions=tuple(sessions),
         arrivals=ArrivalPlan(times_ps=None, closed_loop=LOOP),
-        core_factory=lambda listener: SimCore(config, cost, policies, listener),
-        policies=policies,
+        policies=Policies(),
+        flags=config,
+        cost=cost,
         tools=Recorded(),
-        log=log,
     )
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    VirtualEngine(SimCore).run(plan, log)
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     rows = log.to_numpy()
     first = rows[:, 1] == Kind.GPU_SCHED_FIRST
@@ -115,7 +117,7 @@ WORKERS: dict[str, Callable[..., Numbers]] = {"make": make, "simulate": simulate
 
 
 @dataclass(frozen=True)
-class Contender:
+class TimedSimulator:
     """A simulator, and how to run it on a trace; ``run`` returns its own numbers."""
 
     name: str
@@ -145,7 +147,7 @@ def measured(command: Sequence[str], environment: dict[str, str]) -> tuple[str, 
     return printed, numbers | {"peak_bytes": peak}
 
 
-def ours(compiled: Path | None) -> Contender:
+def ours(compiled: Path | None) -> TimedSimulator:
     environment = {key: value for key, value in os.environ.items() if key != "MARSBENCH_COMPILED"}
     if compiled is not None:
         environment["MARSBENCH_COMPILED"] = str(compiled.resolve())
@@ -155,10 +157,10 @@ def ours(compiled: Path | None) -> Contender:
         printed, numbers = measured(command, environment)
         return numbers | json.loads(printed)
 
-    return Contender("marsbench, compiled" if compiled else "marsbench, pure Python", run)
+    return TimedSimulator("marsbench, compiled" if compiled else "marsbench, pure Python", run)
 
 
-def dynamos(python: Path, folder: Path, start_cpu_s: float) -> Contender:
+def dynamos(python: Path, folder: Path, start_cpu_s: float) -> TimedSimulator:
     """Dynamo's replay. It reports wall time alone: the CPU time of its simulation is that of the
     process less what the same command takes for one session.
     """
@@ -183,7 +185,7 @@ def dynamos(python: Path, folder: Path, start_cpu_s: float) -> Contender:
             "sim_cpu_s": numbers["process_cpu_s"] - start_cpu_s,
         }
 
-    return Contender(f"Dynamo {DYNAMO} replay", run)
+    return TimedSimulator(f"Dynamo {DYNAMO} replay", run)
 
 
 def dynamo_python(venv: Path, python312: str) -> Path:
@@ -227,7 +229,7 @@ def medians(runs: Sequence[Numbers]) -> dict[str, Any]:
 
 
 def alternate(
-    contenders: Sequence[Contender], trace: Path, num_blocks: int, repeats: int
+    contenders: Sequence[TimedSimulator], trace: Path, num_blocks: int, repeats: int
 ) -> list[dict[str, Any]]:
     """Each contender in turn, again and again, so that a busy spell hits all of them."""
     runs: dict[str, list[Numbers]] = {contender.name: [] for contender in contenders}
@@ -349,16 +351,6 @@ def report(found: dict[str, Any]) -> str:
     )
 
 
-def insert(path: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    old = path.read_text(encoding="utf-8")
-    if old.count(START) != 1 or old.count(END) != 1:
-        sys.exit(f"bench_sim: {path} needs one {START} and one {END}")
-    before, _, rest = old.partition(START)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def warn_if_busy() -> float:
     load = os.getloadavg()[0]
     if load > BUSY * (os.cpu_count() or 1):
@@ -371,10 +363,18 @@ def warn_if_busy() -> float:
 
 
 def main() -> None:
+    from marsbench.errors import MarsbenchError
+    from marsbench.markdown import read_block, write_block
+
     given = options()
     if given.worker:
         print(json.dumps(WORKERS[given.worker[0]](*given.worker[1:])))
         return
+    if given.readme:
+        try:
+            read_block(given.readme, BLOCK)  # before minutes are spent
+        except MarsbenchError as error:
+            sys.exit(f"bench_sim: {error}")
     found: dict[str, Any] = {"speed_version": 1, "machine": machine(), "repeats": given.repeats}
     found |= {"sessions": given.sessions, "load_before": warn_if_busy()}
     own = [ours(None), *([ours(given.compiled)] if given.compiled else [])]
@@ -404,7 +404,7 @@ def main() -> None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.readme:
-        insert(given.readme, text)
+        write_block(given.readme, BLOCK, text)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ tables() {
   table trace-scarce trace-scarce
   table ablations ablations
   [ ! -d "$OUT/core-vllm-core" ] ||
-    $PYTHON scripts/engines_agree.py "$OUT/core-sim" "$OUT/core-vllm-core" --out $into/vllm-core.md
+    $PYTHON -m marsbench validate "$OUT/core-sim" "$OUT/core-vllm-core" > $into/vllm-core.md
 }
 
 list=""

@@ -7,25 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from claims_cells import CELL, ORACLE, SCARCE, Pairs, best_other, geomean
 
+from marsbench.experiment.study import load_study
+from marsbench.report.factors import CELL, SCARCE, Factors, best_other, geomean
+
+ORACLE = "oracle-best"
+"""The best of some clairvoyant plans: what a scheduler that knew the future would reach at least."""
 HEAVY = 0.8
 """Load from which systems are under pressure."""
 TIE = 0.0005
 """Ratios are compared to three decimals."""
-PAPER = {
-    "mean_s_ratio": ("mean latency", 1.44, 5.94),
-    "p90_s_ratio": ("P90 latency", 1.29, 3.37),
-    "p95_s_ratio": ("P95 latency", 1.29, 3.37),
-    "goodput_ratio": ("goodput (within 3x ideal)", 2.0, 7.56),
-}
-"""What MARS's paper reports over each of its baselines: lowest and highest factor."""
+STUDY = load_study("mars")
+"""What MARS's paper reports, with its sources."""
 PARTS = {
-    "mars-no-coordinator": ("priority coordinator", 2.0, 5.0),
-    "mars-no-control-plane": ("control plane", 1.5, 3.0),
-    "mars-no-retention": ("adaptive retention", 1.5, 2.0),
+    "mars-no-coordinator": "priority coordinator",
+    "mars-no-control-plane": "control plane",
+    "mars-no-retention": "adaptive retention",
 }
-"""What the paper's ablations report for each part."""
+"""Ablations by the part that they take away."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Check:
     verdict: str
     """"pass", "fail" or "in part"."""
     cells: int
+    sessions: str
+    """A cell's, and how many of them are distinct."""
     decided_by: str
     """The cell that is worst for the claim (best, where one cell is enough)."""
 
@@ -70,14 +71,16 @@ def published(rows: pd.DataFrame) -> pd.Series:
     return ~rows["system"].str.endswith("-tuned")
 
 
-def told(pairs: Pairs, part: pd.DataFrame) -> str:
+def told(pairs: Factors, part: pd.DataFrame) -> str:
     """Geometric mean of the ratio of mean latencies, with its interval over seeds."""
     found = pairs.interval(part)
     interval = f" [{found[0]:.2f}, {found[1]:.2f}]" if found else ""
-    return f"{geomean(part['mean_s_ratio']):.2f}x{interval}"
+    shaky = int((part["unstable"] > 0.5).sum())
+    note = f" (the other is unstable in {shaky} of {len(part)})" if shaky else ""
+    return f"{geomean(part['mean_s_ratio']):.2f}x{interval}{note}"
 
 
-def bound(pairs: Pairs, part: pd.DataFrame) -> str:
+def bound(pairs: Factors, part: pd.DataFrame) -> str:
     """What the oracle makes of the same ratios, in brackets; nothing where it did not run."""
     oracles = pairs.rows[pairs.rows["system"] == ORACLE]
     both = part.merge(oracles, on=CELL)
@@ -86,12 +89,21 @@ def bound(pairs: Pairs, part: pd.DataFrame) -> str:
     return f" (the oracle {geomean(both['mean_s_ratio_x'] / both['mean_s_ratio_y']):.2f}x)"
 
 
+def extent(part: pd.DataFrame) -> tuple[int, str]:
+    """How many cells decide a claim, and of how many sessions, fewest distinct ones said."""
+    least, most = int(part["sessions"].min()), int(part["sessions"].max())
+    sessions = f"{least}" if least == most else f"{least}-{most}"
+    known = part["distinct"].notna().all()
+    distinct = f"{int(part['distinct'].min())} distinct" if known else "distinct not recorded"
+    return len(part), f"{sessions}, {distinct}"
+
+
 def verdict(holds: bool) -> str:
     """In a word."""
     return "pass" if holds else "fail"
 
 
-def checks(pairs: Pairs) -> list[Check]:
+def checks(pairs: Factors) -> list[Check]:
     """Every claim that these runs can decide."""
     return [
         *stock(pairs),
@@ -104,7 +116,7 @@ def checks(pairs: Pairs) -> list[Check]:
     ]
 
 
-def stock(pairs: Pairs) -> Iterator[Check]:
+def stock(pairs: Factors) -> Iterator[Check]:
     """Against the best stock vLLM."""
     part = pairs.rows[(pairs.rows["system"] == "vllm-tuned") & pairs.rows["load"].between(0.5, 1.2)]
     if not len(part):
@@ -113,21 +125,21 @@ def stock(pairs: Pairs) -> Iterator[Check]:
     low = lowest(part)
     yield Check(
         "mean latency below vllm-tuned, loads 0.5-1.2, geometric mean", ">= 5.94x",
-        told(pairs, part), verdict(geomean(part["mean_s_ratio"]) >= 5.94), len(part),
+        told(pairs, part), verdict(geomean(part["mean_s_ratio"]) >= 5.94), *extent(part),
         f"lowest {at(low, system=False)}",
     )  # fmt: skip
-    pooled = geomean(part["mean_s"] / part["mean_s_mars"])
+    pooled = geomean(part["mean_s"] / part["mean_s_subject"])
     yield Check(
         "the same, latencies averaged over seeds before the ratio", ">= 5.94x",
-        f"{pooled:.2f}x", verdict(pooled >= 5.94), len(part), "",
+        f"{pooled:.2f}x", verdict(pooled >= 5.94), *extent(part), "",
     )  # fmt: skip
     yield Check(
         "mean latency below vllm-tuned at some load", ">= 10x", f"{top['mean_s_ratio']:.2f}x",
-        verdict(top["mean_s_ratio"] >= 10), len(part), f"highest {at(top, system=False)}",
+        verdict(top["mean_s_ratio"] >= 10), *extent(part), f"highest {at(top, system=False)}",
     )  # fmt: skip
 
 
-def static(pairs: Pairs) -> Iterator[Check]:
+def static(pairs: Factors) -> Iterator[Check]:
     """Against the best fixed window of each cell, known with hindsight."""
     part = pairs.rows[(pairs.rows["system"] == "static-best") & (pairs.rows["load"] >= 0.7)]
     if not len(part):
@@ -139,11 +151,11 @@ def static(pairs: Pairs) -> Iterator[Check]:
         f"better in {better}, equal in {len(part) - better - worse}, worse in {worse}; "
         f"{told(pairs, part)}",
         verdict(better == len(part)) if worse else "pass" if better == len(part) else "in part",
-        len(part), f"worst {at(lowest(part), system=False)}",
+        *extent(part), f"worst {at(lowest(part), system=False)}",
     )  # fmt: skip
 
 
-def others(pairs: Pairs) -> Iterator[Check]:
+def others(pairs: Factors) -> Iterator[Check]:
     """Against the best other online system of each cell."""
     best = best_other(pairs.rows)
     if not len(best):
@@ -160,11 +172,11 @@ def others(pairs: Pairs) -> Iterator[Check]:
         yield Check(
             f"best mean latency of all online systems, {words} (ties count)", ">= 90 % of cells",
             f"{first:.0%}; alone in {(ratio > 1 + TIE).mean():.0%}", verdict(first >= 0.9),
-            len(part), worst,
+            *extent(part), worst,
         )  # fmt: skip
         yield Check(
             f"never more than 2 % worse than the best other, {words}", "every cell",
-            f"{(ratio >= 0.98).sum()} of {len(part)}", verdict(ratio.min() >= 0.98), len(part),
+            f"{(ratio >= 0.98).sum()} of {len(part)}", verdict(ratio.min() >= 0.98), *extent(part),
             worst,
         )  # fmt: skip
     for words, part in among:
@@ -173,7 +185,7 @@ def others(pairs: Pairs) -> Iterator[Check]:
             yield Check(
                 f"mean latency below the best other, {words}, load >= {HEAVY}, geometric mean",
                 ">= 1.25x", f"{told(pairs, heavy)}{bound(pairs, heavy)}",
-                verdict(geomean(heavy["mean_s_ratio"]) >= 1.25), len(heavy),
+                verdict(geomean(heavy["mean_s_ratio"]) >= 1.25), *extent(heavy),
                 f"worst {at(lowest(heavy))}",
             )  # fmt: skip
     yield from tails(best, pairs.rows[pairs.rows["online"]])
@@ -189,17 +201,17 @@ def tails(best: pd.DataFrame, online: pd.DataFrame) -> Iterator[Check]:
         yield Check(
             f"P99 no worse than {words}", "every cell",
             f"{holds.mean():.0%} of cells; {geomean(ratio):.2f}x", verdict(bool(holds.all())),
-            len(part), f"worst {at(lowest(part, 'p99_s_ratio'), 'p99_s_ratio')}",
+            *extent(part), f"worst {at(lowest(part, 'p99_s_ratio'), 'p99_s_ratio')}",
         )  # fmt: skip
     low = lowest(online, "throughput_share")
     yield Check(
         "throughput of the best online system's", ">= 97 %", f"{low['throughput_share']:.1%}",
-        verdict(low["throughput_share"] >= 0.97), len(best),
+        verdict(low["throughput_share"] >= 0.97), *extent(best),
         f"lowest {at(low, 'throughput_share')}",
     )  # fmt: skip
 
 
-def oracle(pairs: Pairs) -> Iterator[Check]:
+def oracle(pairs: Factors) -> Iterator[Check]:
     """How far from a system that knows the future."""
     everywhere = pairs.rows[pairs.rows["system"] == ORACLE]
     part = everywhere[everywhere["load"] <= 0.9]
@@ -210,11 +222,11 @@ def oracle(pairs: Pairs) -> Iterator[Check]:
     yield Check(
         "mean latency within 20 % of the oracle, load <= 0.9", "every cell",
         f"{(gap <= 1.2).sum()} of {len(part)}; mean latency {geomean(gap):.2f} of the oracle's",
-        verdict(gap.max() <= 1.2), len(part), f"worst {place(row)}: {gap.max():.2f}",
+        verdict(gap.max() <= 1.2), *extent(part), f"worst {place(row)}: {gap.max():.2f}",
     )  # fmt: skip
 
 
-def scarce(pairs: Pairs) -> Iterator[Check]:
+def scarce(pairs: Factors) -> Iterator[Check]:
     """Where tools wait for cores."""
     rows = pairs.rows[pairs.rows["demand"] >= SCARCE]
     best = best_other(rows)
@@ -225,14 +237,17 @@ def scarce(pairs: Pairs) -> Iterator[Check]:
     yield Check(
         f"mean latency below the best system blind to the CPU, tools needing {share} of their cores "
         "at load 1.0", ">= 1.5x", f"{told(pairs, best)}{bound(pairs, best)}",
-        verdict(geomean(best["mean_s_ratio"]) >= 1.5), len(best), f"worst {at(low)}",
+        verdict(geomean(best["mean_s_ratio"]) >= 1.5), *extent(best), f"worst {at(low)}",
     )  # fmt: skip
 
 
-def paper(pairs: Pairs) -> Iterator[Check]:
+def paper(pairs: Factors) -> Iterator[Check]:
     """The paper's factors, over every baseline as published, in every cell."""
     rows = pairs.rows[pairs.rows["online"] & published(pairs.rows)]
-    for column, (words, low, high) in PAPER.items():
+    for claim in (one for one in STUDY.published if one.part == "main"):
+        assert claim.low is not None
+        column, low, high = f"{claim.measure}_ratio", claim.low, claim.high
+        words = claim.claim.removesuffix(" over each baseline")
         part = rows[rows[column].notna()]
         if not np.isfinite(part[column]).any():
             continue
@@ -244,13 +259,17 @@ def paper(pairs: Pairs) -> Iterator[Check]:
             f"paper: {words} over each baseline as published", f"{low}-{high}x",
             f"geometric mean {geomean(part[column]):.2f}x; >= {low}x in {reached.mean():.0%} of "
             f"cells x systems, somewhere for {systems.sum()} of {len(systems)} systems",
-            state, len(part), f"highest {at(top, column)}",
+            state, *extent(part), f"highest {at(top, column)}",
         )  # fmt: skip
 
 
-def ablations(pairs: Pairs) -> Iterator[Check]:
+def ablations(pairs: Factors) -> Iterator[Check]:
     """What the parts give."""
-    for system, (words, low, high) in PARTS.items():
+    ranges = {one.over: one for one in STUDY.published if one.part == "ablations"}
+    for system, words in PARTS.items():
+        claim = ranges[(system,)]
+        assert claim.low is not None
+        low, high = claim.low, claim.high
         part = pairs.rows[pairs.rows["system"] == system]
         if not len(part):
             continue
@@ -258,6 +277,6 @@ def ablations(pairs: Pairs) -> Iterator[Check]:
         top = highest(part)
         state = "pass" if found >= low else "in part" if top["mean_s_ratio"] >= low else "fail"
         yield Check(
-            f"paper: what the {words} gives", f"{low}-{high}x", told(pairs, part), state, len(part),
+            f"paper: what the {words} gives", f"{low}-{high}x", told(pairs, part), state, *extent(part),
             f"highest {at(top, system=False)}",
         )  # fmt: skip

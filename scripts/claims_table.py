@@ -14,8 +14,17 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
-from claims_cells import CELL, ORACLE, SCARCE, ClaimsError, Pairs, best_other, geomean, read
-from claims_checks import HEAVY, checks
+from claims_checks import HEAVY, ORACLE, checks
+
+from marsbench.errors import ResultsError
+from marsbench.report.factors import (
+    CELL,
+    SCARCE,
+    Factors,
+    best_other,
+    geomean,
+    read_factors,
+)
 
 
 def table(frame: pd.DataFrame, decimals: int = 2) -> str:
@@ -39,13 +48,13 @@ def shown(value: object, decimals: int) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{decimals}f}"
 
 
-def claims(pairs: Pairs) -> str:
+def claims(pairs: Factors) -> str:
     """The table of claims."""
-    columns = ["claim", "target", "measured", "verdict", "cells", "decided by"]
+    columns = ["claim", "target", "measured", "verdict", "cells", "sessions", "decided by"]
     return table(pd.DataFrame([astuple(check) for check in checks(pairs)], columns=columns))
 
 
-def factors(pairs: Pairs) -> str:
+def factors(pairs: Factors) -> str:
     """MARS against each system over all cells: how many times better it is."""
     rows = pairs.rows
     lines = []
@@ -71,7 +80,7 @@ def factors(pairs: Pairs) -> str:
     return table(pd.DataFrame(lines).sort_values("mean latency", ascending=False))
 
 
-def by_place(pairs: Pairs) -> str:
+def by_place(pairs: Factors) -> str:
     """Factors by workload and profile, geometric mean over loads >= HEAVY."""
     rows = pairs.rows[pairs.rows["load"] >= HEAVY]
     if rows.empty:
@@ -86,7 +95,7 @@ def by_place(pairs: Pairs) -> str:
     return table(wide[order].join(best).join(demand).reset_index())
 
 
-def by_load(pairs: Pairs) -> str:
+def by_load(pairs: Factors) -> str:
     """Factors over the best other, the oracle and stock vLLM by load."""
     rows, best = pairs.rows, best_other(pairs.rows)
     lines = {
@@ -102,7 +111,7 @@ def by_load(pairs: Pairs) -> str:
     return table(pd.DataFrame(columns).reset_index())
 
 
-def fairness(pairs: Pairs) -> str:
+def fairness(pairs: Factors) -> str:
     """How evenly each system serves, mean over the cells that all systems have."""
     part = pairs.systems[pairs.systems["load"] >= HEAVY]
     part = part if len(part) else pairs.systems
@@ -122,7 +131,7 @@ def fairness(pairs: Pairs) -> str:
     return table(found.sort_values("Jain index", ascending=False).reset_index())
 
 
-def cells(pairs: Pairs) -> str:
+def cells(pairs: Factors) -> str:
     """Every cell: ratio of mean latencies, and the best other."""
     best = best_other(pairs.rows).set_index(CELL)
     wide = pairs.rows.pivot_table(index=CELL, columns="system", values="mean_s_ratio")
@@ -133,7 +142,7 @@ def cells(pairs: Pairs) -> str:
     return table(front.join(wide).reset_index())
 
 
-def page(pairs: Pairs) -> str:
+def page(pairs: Factors) -> str:
     """All of it, in Markdown."""
     seeds = "-".join(map(str, sorted({pairs.rows["seeds"].min(), pairs.rows["seeds"].max()})))
     scarce = pairs.rows[pairs.rows["demand"] >= SCARCE].groupby(CELL).ngroups
@@ -142,7 +151,7 @@ def page(pairs: Pairs) -> str:
         ("Ratios say how many times better MARS is (1 = equal, below 1 = worse): geometric mean over "
         f"seeds of another system's number over MARS's. {pairs.rows.groupby(CELL).ngroups} cells, "
         f"{scarce} of them with tools that need {SCARCE:.0%} of their cores or more at load 1.0; "
-        f"{seeds} seeds; intervals: 95 %, bootstrap over seeds; code {', '.join(sorted(pairs.commits))}."),
+        f"{seeds} seeds; intervals: 95 %, Student's t over seeds of log ratios; code {', '.join(sorted(pairs.commits))}."),
         *(f"Input {name}: SHA-256 `{sha}`." for name, sha in sorted(pairs.inputs.items())),
         *([f"Some sessions failed under: {', '.join(failed)}."] if len(failed) else []),
         (f"`static-best` and `{ORACLE}` know the future; *best other* is the best online system of a cell "
@@ -172,8 +181,8 @@ def main() -> int:
         print(f"{missing[0]}: no summary.json; give finished run folders", file=sys.stderr)
         return 2
     try:
-        pairs = read(args.runs)
-    except ClaimsError as error:
+        pairs = read_factors(args.runs, "mars")
+    except ResultsError as error:
         print(error, file=sys.stderr)
         return 2
     text = page(pairs)

@@ -35,7 +35,7 @@ def options() -> argparse.Namespace:
 
 
 def build(folder: Path) -> None:
-    """Compile MODULES; the manifest comes last, so an unfinished folder is never used."""
+    """Compile the modules of the loop; the manifest comes last, so an unfinished folder is never used."""
     from marsbench import compiled
 
     try:
@@ -45,7 +45,7 @@ def build(folder: Path) -> None:
     except ImportError as error:
         sys.exit(f"compile_core: {error}; install the development tools: pip install '.[compile]'")
     wanted = compiled.manifest()
-    paths = [f"{module.replace('.', '/')}.py" for module in compiled.MODULES]
+    paths = [f"{module.replace('.', '/')}.py" for module in compiled.modules()]
     os.chdir(ROOT)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,11 +73,11 @@ def digests() -> dict[str, str]:
     """Hash of every event row of short runs of several systems, by system and tool model."""
     from marsbench.arrival import ArrivalPlan
     from marsbench.core import PS_PER_S
-    from marsbench.engine import driver
+    from marsbench.engine import replay
     from marsbench.experiment.wiring import Setup, simulate, system_named
     from marsbench.trace.source import open_workload
 
-    found = {"driver": Path(driver.__file__ or "").suffix}
+    found = {"replay": Path(replay.__file__ or "").suffix}
     sessions = open_workload("hybrid").sessions(16, 3) + open_workload("dev-interactive").sessions(
         4, 3
     )
@@ -93,7 +93,7 @@ def digests() -> dict[str, str]:
         for name in SYSTEMS:
             outcome = simulate(setup, system_named(name), {}, sessions, plan, seed=1)
             log = outcome.log
-            told = json.dumps([log.strings, log.session_ids, str(outcome.stats)])
+            told = json.dumps([log.strings, log.session_ids, str(outcome.ran.stats)])
             rows = hashlib.sha256(log.rows.tobytes() + told.encode())
             found[f"{name}, {tools} tools{when}"] = rows.hexdigest()
     return found
@@ -115,7 +115,7 @@ def digests_of(folder: Path | None) -> dict[str, str]:
 def compare(folder: Path) -> list[str]:
     """The runs in which compiled and pure Python differ by a single integer."""
     compiled, pure = digests_of(folder), digests_of(None)
-    if (compiled.pop("driver"), pure.pop("driver")) != (".so", ".py"):
+    if (compiled.pop("replay"), pure.pop("replay")) != (".so", ".py"):
         sys.exit("compile_core: the compiled core was not the one that ran")
     return [name for name in pure if compiled[name] != pure[name]]
 

@@ -67,7 +67,7 @@ class Segment(NamedTuple):
     steps: int
 
 
-class Engine:
+class BenchedCore:
     """vLLM's engine core, and the schedulers it is given in turn."""
 
     def __init__(self, mode: str, model: Path, traffic: Traffic) -> None:
@@ -212,7 +212,7 @@ def measure_engine(mode: str, layers: int, traffic: Traffic, repeats: int) -> di
     segments: dict[str, list[Segment]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder) / "model", max_model_len=MAX_MODEL_LEN, layers=layers)
-        engine = Engine(mode, model, traffic)
+        engine = BenchedCore(mode, model, traffic)
         for name in names[1:]:
             engine.add(name, Path(folder))
         for name in names:

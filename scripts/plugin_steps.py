@@ -30,7 +30,7 @@ BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Load:
+class ClosedLoop:
     """A closed loop of sessions on a scheduler."""
 
     name: str
@@ -58,9 +58,9 @@ class Load:
 
 DECODE = "decode"
 LOADS = {
-    DECODE: lambda n: Load(DECODE, n, 1024, 20_000, 0, 1, 1.0),
-    "turns": lambda n: Load("turns", n, 2048, 64, 256, 10, 1.5),
-    "pressure": lambda n: Load("pressure", n, 8192, 64, 256, 10, 0.4),
+    DECODE: lambda n: ClosedLoop(DECODE, n, 1024, 20_000, 0, 1, 1.0),
+    "turns": lambda n: ClosedLoop("turns", n, 2048, 64, 256, 10, 1.5),
+    "pressure": lambda n: ClosedLoop("pressure", n, 8192, 64, 256, 10, 0.4),
 }
 """All decode, nothing else happens; sessions of ten turns with memory for all; or for 40 % of
 them, so that turns wait, pins are given up and turns are preempted."""
@@ -69,7 +69,7 @@ them, so that turns wait, pins are given up and turns are preempted."""
 class Lane:
     """A scheduler with its own closed loop of sessions, stepped without a model."""
 
-    def __init__(self, name: str, scheduler: Any, load: Load, depth: int, vllm: Any) -> None:
+    def __init__(self, name: str, scheduler: Any, load: ClosedLoop, depth: int, vllm: Any) -> None:
         self.name = name
         self.scheduler = scheduler
         self.load = load
@@ -232,7 +232,7 @@ STEP_CONTENDERS = {
 scheduler, joined to a control plane (which says nothing here)."""
 
 
-def sample(mode: str, name: str, load: Load, steps: int, vllm: Any) -> dict[str, float]:
+def sample(mode: str, name: str, load: ClosedLoop, steps: int, vllm: Any) -> dict[str, float]:
     """Microseconds per step of one contender under one load, once it has settled."""
     with tempfile.TemporaryDirectory() as folder:
         contender = STEP_CONTENDERS[mode][name]
@@ -270,7 +270,9 @@ def in_child(task: Callable[[], Any]) -> Any:
         child.join()
 
 
-def measure_steps(mode: str, load: Load, repeats: int, steps: int, vllm: Any) -> dict[str, Any]:
+def measure_steps(
+    mode: str, load: ClosedLoop, repeats: int, steps: int, vllm: Any
+) -> dict[str, Any]:
     """Each contender under one load, in turn."""
     names = (STOCK, NULL, MARS)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}

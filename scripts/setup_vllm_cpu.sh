@@ -30,7 +30,7 @@ for name in sys.argv[3:]:
     except PackageNotFoundError:
         continue
     sys.exit(1)
-for name in ("pytest", "hypothesis"):
+for name in ("pytest", "pytest-timeout", "hypothesis"):
     version(name)
 for text in requires("marsbench") or ():
     need = Requirement(text)
@@ -58,6 +58,6 @@ if ! "${pip[@]}" "$torch"; then
 fi
 "${pip[@]}" --constraint "$constraints" "$vllm"
 "$python" -m pip uninstall --quiet --yes "${unwanted[@]}"
-"${pip[@]}" --constraint "$constraints" --editable . "pytest>=8" "hypothesis>=6.100"
+"${pip[@]}" --constraint "$constraints" --editable . "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100"
 complete || { echo "$env_dir is incomplete after installation: see the messages above" >&2; exit 1; }
 echo "$env_dir: $vllm, $torch"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from mars_impl.scheduler import Mars
 
-PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "starvation_s": 600, "lend": 0,
-         "tick_s": 1, "window_min": 2, "window_decrease": 0.7, "window_increase": 1,
-         "opportunity": 1, "busy_high": 0.9}  # fmt: skip
+PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "lend": 0,
+         "tick_s": 1, "opportunity": 1, "busy_high": 0.9}  # fmt: skip
 """A session needs its private tokens plus one turn of growth, 800 tokens a priori, of 16,000."""
 
 
-def mars_of(build, **params):
-    """With ``PLAIN`` parameters but for these, and the story that it hears."""
-    mars = Mars(build.context(params={**PLAIN, **params}))
+def mars_of(build, host_blocks=0, **params):
+    """With ``PLAIN`` parameters but for these, and the story that it hears; 1,000 blocks on the GPU."""
+    mars = Mars(build.context(host_blocks=host_blocks, params={**PLAIN, **params}))
     mars.admit([], build.system(), -1.0)  # it is the gate: nobody is in who did not ask
     return mars, build.story(mars.on_event)
 

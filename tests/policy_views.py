@@ -27,6 +27,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Host:
+    """Host memory; ``held`` maps a session to its leading tokens there. 1 s loads 100,000 tokens."""
+
+    num_blocks: int = 2000
+    used_blocks: int = 0
+    held: Mapping[int, int] | tuple[tuple[int, int], ...] = ()
+
+    def tokens(self, session: int) -> int:
+        return dict(self.held).get(session, 0)
+
+    def load_s(self, tokens: int) -> float:
+        return tokens / 100_000
+
+
+@dataclass(frozen=True)
 class Engine:
     """An engine; ``cached`` maps a session to its prefix hit."""
 
@@ -34,6 +49,7 @@ class Engine:
     num_blocks: int = 1000
     free_blocks: int = 1000
     pinned_blocks: int = 0
+    host: Host | None = None
     waiting: tuple[Turn, ...] = ()
     running: tuple[Turn, ...] = ()
     cached: Mapping[int, int] | tuple[tuple[int, int], ...] = ()
@@ -79,6 +95,7 @@ class Sys:
     num_blocks: int = 1000
     free_blocks: int = 1000
     pinned_blocks: int = 0
+    host: Host | None = None
     num_running: int = 0
     num_waiting: int = 0
     tool_cores: int = 0

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("marsbench", "workloads", "baselines", "mars_impl")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-MOST_LINES = 400
+MOST_LINES = 450
+"""The aim is 200 and a good reason beyond 400; a module is split by ideas, not to fit a number."""
 MOST_BODY_LINES = 60
 
 
@@ -52,6 +53,17 @@ def test_functions_are_short(path):
             assert size <= MOST_BODY_LINES, f"{function.name} has {size} lines"
 
 
+def test_a_class_name_stands_for_one_thing():
+    """No two classes of the packages and the scripts share a name; task packages keep theirs."""
+    places: dict[str, list[str]] = {}
+    for path in [*MODULES, *sorted((ROOT / "scripts").rglob("*.py"))]:
+        if not named(path).startswith("workloads/tasks/packages/"):
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(f"{named(path)}:{node.lineno}")
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
 def test_no_module_for_everything():
     """A helper lives beside its caller, under a name that says what it does."""
     vague = {"utils", "util", "common", "helpers", "helper", "misc", "manager"}
@@ -85,10 +97,18 @@ def test_layers_hold():
     assert done.returncode == 0, done.stdout
 
 
-def test_only_the_vllm_engine_imports_vllm():
-    """vllm and torch are named by import statements below marsbench/engine/vllm* alone."""
+@pytest.mark.parametrize(
+    ("package", "folders"),
+    [
+        ("vllm", ("marsbench/engine/vllm", "mars_impl/vllm")),
+        ("sglang", ("marsbench/engine/sglang",)),
+        ("torch", ("marsbench/engine/vllm", "mars_impl/vllm", "marsbench/engine/sglang")),
+    ],
+)
+def test_engines_packages_are_imported_by_their_engine_alone(package, folders):
+    """vllm, sglang and torch are named by import statements in their engines' folders alone."""
     for path in MODULES:
-        if named(path).startswith(("marsbench/engine/vllm", "mars_impl/vllm")):
+        if named(path).startswith(folders):
             continue
         for node in ast.walk(tree(path)):
             names: list[str] = []
@@ -96,7 +116,7 @@ def test_only_the_vllm_engine_imports_vllm():
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
-            assert not {name.split(".")[0] for name in names} & {"vllm", "torch"}, named(path)
+            assert package not in {name.split(".")[0] for name in names}, named(path)
 
 
 def test_no_paths_of_one_machine():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from marsbench.markdown import read_block
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "bench_engines.py"
 RESULT = ROOT / "results" / "reference" / "engines.json"
@@ -70,8 +72,7 @@ def test_without_vllm_it_names_the_setup_script(tmp_path: Path) -> None:
 def test_the_readme_shows_what_was_measured() -> None:
     """Every cell of engines.json is a row of the README's table, with its ratios."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- engines -->")[2]
-    rows = block.partition("<!-- /engines -->")[0].splitlines()
+    rows = read_block(ROOT / "results/reference/speed.md", "engines").splitlines()
     for cell in found["cells"]:
         row = next(line for line in rows if line.startswith(f"| {cell['cell']}:"))
         assert f"{cell['speedup']:,.0f} times as fast" in row

@@ -15,8 +15,22 @@ from marsbench.config import load_config
 from marsbench.registry import table
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FOLDER_PAGES = [
+    path
+    for folder in (
+        "baselines",
+        "deploy",
+        "mars_impl",
+        "marsbench",
+        "results/reference",
+        "workloads",
+    )
+    for path in sorted((ROOT / folder).rglob("*.md"))
+    if "packages" not in path.parts  # data: what tasks are made of
+]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "results").glob("*.md"), *(ROOT / "tests").glob("*.md"),
-             *(ROOT / "scripts").glob("*.md")]  # fmt: skip
+             *(ROOT / "scripts").glob("*.md"), *PAGES, *FOLDER_PAGES]  # fmt: skip
 FOLDERS = ("baselines", "mars_impl", "results", "scripts", "tests", "workloads")
 SMALL = ["--sessions", "3", "-c", "capacity.sessions=8", "-c", "tuning.sessions=2", "--quiet"]
 
@@ -26,7 +40,10 @@ def named(path: Path) -> str:
 
 
 def console_lines(path: Path) -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    text = re.sub(
+        r" *\\\n\s*", " ", path.read_text(encoding="utf-8")
+    )  # a line may go on after a backslash
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     return [line.removeprefix("$ ").partition("  #")[0] for line in lines]
 
@@ -173,3 +190,15 @@ def test_dockerfile_check_finds_faults(tmp_path, old, new, line):
     )  # fmt: skip
     assert done.returncode == 1
     assert line in done.stderr
+
+
+def test_commands_in_prose_exist():
+    """A sentence names no command that ``marsbench`` does not have, in any folder's README."""
+    paths = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # it tells of old ones too
+    told = {
+        (named(path), command)
+        for path in paths
+        for command in re.findall(r"`marsbench ([a-z]+)\b", path.read_text(encoding="utf-8"))
+    }
+    assert told
+    assert not {(path, command) for path, command in told if command not in COMMANDS}

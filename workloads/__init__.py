@@ -1,4 +1,4 @@
-"""Trace importers and generated workloads by name; values are dotted paths, loaded when used."""
+"""Trace importers and synthetic workloads by name; values are dotted paths, loaded when used."""
 
 IMPORTERS: dict[str, str] = {
     "tracelab": "workloads.tracelab.importer.IMPORTER",
@@ -12,19 +12,32 @@ IMPORTERS: dict[str, str] = {
     "openhands_v0": "workloads.openhands_v0.importer.IMPORTER",
     "openhands_v1": "workloads.openhands_v1.importer.IMPORTER",
     "claude_code": "workloads.claude_code.importer.IMPORTER",
+    "codex": "workloads.codex.importer.IMPORTER",
+    "atif": "workloads.atif.importer.IMPORTER",
+    "otel_genai": "workloads.otel_genai.importer.IMPORTER",
+    "langfuse": "workloads.langfuse.importer.IMPORTER",
+    "litellm": "workloads.litellm.importer.IMPORTER",
+    "inspect_log": "workloads.inspect_log.importer.IMPORTER",
+    "bailian": "workloads.bailian.importer.IMPORTER",
+    "csv_requests": "workloads.csv_requests.importer.IMPORTER",
     "huggingface": "workloads.huggingface.importer.IMPORTER",
 }
 """Format -> importer (an instance)."""
 
 WORKLOADS: dict[str, str] = {
-    "swe-bench": "workloads.generated.SWE_BENCH",
-    "swe-bench-slow": "workloads.generated.SWE_BENCH_SLOW",
-    "swe-short": "workloads.generated.SWE_SHORT",
-    "terminal-bench": "workloads.generated.TERMINAL_BENCH",
-    "dev-interactive": "workloads.generated.DEV_INTERACTIVE",
-    "git-task": "workloads.generated.GIT_TASK",
-    "repo-long": "workloads.generated.REPO_LONG",
-    "hybrid": "workloads.generated.HYBRID",
-    "long-tail-gap": "workloads.generated.LONG_TAIL_GAP",
+    "swe-bench": "workloads.synthetic.SWE_BENCH",
+    "swe-bench-slow": "workloads.synthetic.SWE_BENCH_SLOW",
+    "swe-short": "workloads.synthetic.SWE_SHORT",
+    "terminal-bench": "workloads.synthetic.TERMINAL_BENCH",
+    "dev-interactive": "workloads.synthetic.DEV_INTERACTIVE",
+    "git-task": "workloads.synthetic.GIT_TASK",
+    "repo-long": "workloads.synthetic.REPO_LONG",
+    "hybrid": "workloads.synthetic.HYBRID",
+    "long-tail-gap": "workloads.synthetic.LONG_TAIL_GAP",
+    "sample": "workloads.sample.SAMPLE",
+    "tasks": "workloads.tasks.source.TASKS",
+    "tasks-quick": "workloads.tasks.source.QUICK",
+    "tasks-mixed": "workloads.tasks.source.MIXED",
+    "swe-bench-tasks": "workloads.swe_bench_tasks.source.TASKS",
 }
-"""Name -> generated workload."""
+"""Name -> synthetic workload, a shipped trace, or tasks that live agents can work on."""

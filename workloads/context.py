@@ -1,4 +1,4 @@
-"""Turns recorded prompt lengths into turns whose planned prompts have exactly those lengths."""
+"""Makes turns of recorded prompt lengths, which their planned prompts have exactly."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PREFIX_MARGIN_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One recorded LLM call, before its context is explained."""
+class RecordedCall:
+    """One recorded LLM call, before it is known where its context comes from."""
 
     prompt_tokens: int
     output_tokens: int
@@ -34,8 +34,8 @@ class Call:
     """The chat template changes the output before it is re-sent, so it is never verbatim."""
 
 
-def fit_turns(calls: Sequence[Call], prefix_tokens: int = 0) -> tuple[Turn, ...]:
-    """Turns whose plan (``marsbench.core.plan_turns``) reproduces each ``prompt_tokens``.
+def fit_turns(calls: Sequence[RecordedCall], prefix_tokens: int = 0) -> tuple[Turn, ...]:
+    """Return turns whose plan (``marsbench.core.plan_turns``) reproduces each ``prompt_tokens``.
 
     Growth first pays for re-sent output, the rest is new input. An answer recorded as empty
     counts as one token that is not re-sent: an engine cannot produce less. A prompt shorter than the one
@@ -43,7 +43,7 @@ def fit_turns(calls: Sequence[Call], prefix_tokens: int = 0) -> tuple[Turn, ...]
     """
     turns: list[Turn] = []
     context = prefix_tokens
-    previous: Call | None = None
+    previous: RecordedCall | None = None
     for index, call in enumerate(calls):
         following = calls[index + 1] if index + 1 < len(calls) else None
         resent, share = _resent(call, following)
@@ -66,8 +66,8 @@ def fit_turns(calls: Sequence[Call], prefix_tokens: int = 0) -> tuple[Turn, ...]
     return tuple(turns)
 
 
-def _resent(call: Call, following: Call | None) -> tuple[int, float]:
-    """Re-sent tokens of a call's output, and the share of the output they are."""
+def _resent(call: RecordedCall, following: RecordedCall | None) -> tuple[int, float]:
+    """Return the re-sent tokens of a call's output and the share of the output that they are."""
     output = max(1, call.output_tokens)
     wanted = call.output_tokens if call.resent_tokens is None else call.resent_tokens
     growth = None if following is None else following.prompt_tokens - call.prompt_tokens
@@ -80,9 +80,9 @@ def _resent(call: Call, following: Call | None) -> tuple[int, float]:
 
 
 def _dropped(
-    call: Call, previous: Call | None, context: int, prefix_tokens: int
+    call: RecordedCall, previous: RecordedCall | None, context: int, prefix_tokens: int
 ) -> tuple[int | None, int | None]:
-    """``drop_context_to`` and ``kept_prefix_tokens`` of a call."""
+    """Return ``drop_context_to`` and ``kept_prefix_tokens`` of a call."""
     if previous is None:
         return None, None
     prompt = call.prompt_tokens
@@ -100,14 +100,14 @@ def _dropped(
 
 def build_session(
     session_id: str,
-    calls: Sequence[Call],
+    calls: Sequence[RecordedCall],
     *,
     agent: str = "",
     model: str = "",
     arrival_s: float | None = None,
     prefix: SharedPrefix | None = None,
 ) -> Session:
-    """A session of recorded calls; the shared prefix is cut to what every call leaves in place."""
+    """Build a session of recorded calls, with the shared prefix cut to what every call leaves in place."""
     prefix = _fitting_prefix(prefix, calls)
     return Session(
         session_id=session_id,
@@ -119,8 +119,10 @@ def build_session(
     )
 
 
-def _fitting_prefix(prefix: SharedPrefix | None, calls: Sequence[Call]) -> SharedPrefix | None:
-    """A shared prefix stays in place for the whole session, so recorded changes inside it count."""
+def _fitting_prefix(
+    prefix: SharedPrefix | None, calls: Sequence[RecordedCall]
+) -> SharedPrefix | None:
+    """Cut a shared prefix to what no call changes, since it stays in place for the whole session."""
     if prefix is None:
         return None
     limits = [call.prompt_tokens - 1 for call in calls]
@@ -130,7 +132,7 @@ def _fitting_prefix(prefix: SharedPrefix | None, calls: Sequence[Call]) -> Share
 
 
 def group_prefix(prefix_id: str, first_prompts: Iterable[int]) -> SharedPrefix | None:
-    """System prompt and tools of sessions of one agent and model, from their first prompts.
+    """Guess the system prompt and tools of sessions of one agent and model from their first prompts.
 
     An assumption: the shortest first prompt less a margin for its task. One session alone shows
     nothing that is shared.

@@ -1,4 +1,4 @@
-"""Chat messages to LLM calls: text lengths, tool calls, and what two prompts have in common."""
+"""Makes LLM calls of chat messages: lengths, tool calls, and what two prompts share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from marsbench.core import SharedPrefix, ToolCall
-from workloads.context import Call
+from workloads.context import RecordedCall
 from workloads.tool_class import TYPICAL_WALL_S, tool_class
 
 CHARS_PER_TOKEN = 3.4
@@ -36,8 +36,8 @@ class Message:
         return text_tokens(self.text, chars_per_token) + FRAMING_TOKENS
 
 
-class Step(NamedTuple):
-    """One recorded LLM call of a chat: its whole prompt and its answer."""
+class ChatStep(NamedTuple):
+    """One recorded LLM call of a chat, with its whole prompt and its answer."""
 
     prompt: Sequence[Message]
     output: Message
@@ -46,17 +46,17 @@ class Step(NamedTuple):
 
 
 def text_tokens(text: str, chars_per_token: float = CHARS_PER_TOKEN) -> int:
-    """Estimated tokens of a text."""
+    """Estimate the tokens of a text."""
     return char_tokens(len(text), chars_per_token)
 
 
 def char_tokens(chars: int, chars_per_token: float = CHARS_PER_TOKEN) -> int:
-    """Estimated tokens of that many characters."""
+    """Estimate the tokens of that many characters."""
     return math.ceil(chars / chars_per_token)
 
 
 def content_text(content: object) -> str:
-    """Text of a message content: a string, or a list of parts."""
+    """Return the text of a message's content, which may be a string or a list of parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -69,11 +69,13 @@ def content_text(content: object) -> str:
 
 
 def chat_message(value: dict[str, Any]) -> Message:
-    """A message in OpenAI form (also SWE-agent's and mini-SWE-agent's)."""
+    """Read a message in OpenAI's form, which SWE-agent and mini-SWE-agent use, too."""
     calls: list[tuple[str, str]] = []
     arguments: list[str] = []
-    for call in value.get("tool_calls") or ():
-        function = (call.get("function") if isinstance(call, dict) else None) or {}
+    asked = value.get("tool_calls")
+    for call in asked if isinstance(asked, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        function = function if isinstance(function, dict) else {}
         raw = function.get("arguments") or ""
         raw = raw if isinstance(raw, str) else msgspec.json.encode(raw).decode()
         name = str(function.get("name") or "")
@@ -89,7 +91,9 @@ def chat_message(value: dict[str, Any]) -> Message:
 
 
 def argument_command(arguments: object) -> str:
-    """The command inside a tool call's arguments (a JSON string or an object); "" if none."""
+    """Return the command inside the arguments of a tool call (a JSON string or an object), "" if
+    there is none.
+    """
     if isinstance(arguments, str):
         try:
             arguments = msgspec.json.decode(arguments)
@@ -105,8 +109,53 @@ def argument_command(arguments: object) -> str:
     return ""
 
 
+class PromptPart(NamedTuple):
+    """One message of a logged prompt, with enough to tell whether another prompt has it, too."""
+
+    digest: str
+    tokens: int
+
+
+def prompt_parts(prompt: object) -> tuple[PromptPart, ...]:
+    """Return the messages of a logged prompt: a list, an object that holds one, or either as JSON text."""
+    if isinstance(prompt, str):
+        try:
+            prompt = msgspec.json.decode(prompt)
+        except msgspec.DecodeError:
+            prompt = [prompt]
+    if isinstance(prompt, dict):
+        prompt = prompt.get("messages")
+    if not isinstance(prompt, list):
+        return ()
+    texts = [content_text(m.get("parts") or m) if isinstance(m, dict) else str(m) for m in prompt]
+    roles = [str(m.get("role", "")) if isinstance(m, dict) else "" for m in prompt]
+    return tuple(
+        PromptPart(text_id(f"{role}\0{text}"), text_tokens(text) + FRAMING_TOKENS)
+        for role, text in zip(roles, texts, strict=True)
+    )
+
+
+def unchanged_tokens(
+    before: Sequence[PromptPart], after: Sequence[PromptPart], prompt_tokens: int
+) -> int | None:
+    """Return how many leading tokens a prompt has from the one before, or None if it extends it.
+
+    ``prompt_tokens`` is the recorded length of the prompt, which its parts are scaled to.
+    """
+    same = 0
+    for old, new in zip(before, after, strict=False):
+        if old.digest != new.digest:
+            break
+        same += 1
+    if same == len(before):
+        return None
+    total = sum(part.tokens for part in after)
+    kept = sum(part.tokens for part in after[:same])
+    return round(prompt_tokens * kept / total) if total else 0
+
+
 def opening_prefix(prompt: Sequence[Message], chars_per_token: float) -> SharedPrefix | None:
-    """System prompt and demonstrations: shared by all sessions that begin with the same text."""
+    """Return the system prompt and demonstrations, which all sessions with the same opening share."""
     opening: list[Message] = []
     for message in prompt:
         if message.role != "system" and not message.demonstration:
@@ -120,12 +169,12 @@ def opening_prefix(prompt: Sequence[Message], chars_per_token: float) -> SharedP
 
 
 def text_id(text: str) -> str:
-    """Id of a shared prefix that is known by its text."""
+    """Return the id of a shared prefix that is known by its text."""
     return f"text/{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def untimed_tool(name: str, command: str, result: str | None) -> ToolCall:
-    """A call whose duration the format does not record: the median of its class is assumed."""
+    """Return a call whose duration no format recorded; it is assumed to be the median of its class."""
     kind = tool_class(name, command)
     return ToolCall(
         name=name,
@@ -135,8 +184,8 @@ def untimed_tool(name: str, command: str, result: str | None) -> ToolCall:
     )
 
 
-def fit_chars_per_token(steps: Sequence[Step], recorded_tokens: int) -> float:
-    """Characters per token that make all prompts together as long as recorded.
+def fit_chars_per_token(steps: Sequence[ChatStep], recorded_tokens: int) -> float:
+    """Return the characters per token that make all prompts together as long as recorded.
 
     Only a plausible ratio (2 to 6) is believed; else ``CHARS_PER_TOKEN``.
     """
@@ -148,9 +197,11 @@ def fit_chars_per_token(steps: Sequence[Step], recorded_tokens: int) -> float:
     return ratio if 2.0 <= ratio <= 6.0 else CHARS_PER_TOKEN
 
 
-def step_calls(steps: Sequence[Step], chars_per_token: float = CHARS_PER_TOKEN) -> list[Call]:
-    """Calls of chat steps: tokens from text, reuse from the messages two prompts begin with."""
-    calls: list[Call] = []
+def step_calls(
+    steps: Sequence[ChatStep], chars_per_token: float = CHARS_PER_TOKEN
+) -> list[RecordedCall]:
+    """Return the calls of chat steps, with tokens from text and reuse from the messages they begin with."""
+    calls: list[RecordedCall] = []
     before: Sequence[Message] = ()
     answer: Message | None = None
     for step in steps:
@@ -158,7 +209,7 @@ def step_calls(steps: Sequence[Step], chars_per_token: float = CHARS_PER_TOKEN) 
         unchanged = None
         if calls and same < len(before):
             unchanged = sum(m.tokens(chars_per_token) for m in step.prompt[:same])
-        call = Call(
+        call = RecordedCall(
             prompt_tokens=sum(m.tokens(chars_per_token) for m in step.prompt),
             output_tokens=max(1, text_tokens(step.output.text, chars_per_token)),
             tools=step.tools,
@@ -182,5 +233,5 @@ def _common(before: Sequence[Message], after: Sequence[Message]) -> int:
 
 
 def _resends(prompt: Sequence[Message], start: int, output: Message) -> bool:
-    """Whether a prompt carries the previous answer after what it has in common with before."""
+    """Tell whether a prompt carries the previous answer after what both prompts have in common."""
     return any(m.role == "assistant" and m.text == output.text for m in prompt[start:])

@@ -11,8 +11,8 @@ import msgspec
 from marsbench.core import SharedPrefix, ToolCall
 from marsbench.errors import TraceError
 from marsbench.trace import io
-from marsbench.trace.importer import Sample
-from workloads.context import Call
+from marsbench.trace.importer import TraceSample
+from workloads.context import RecordedCall
 from workloads.messages import char_tokens, text_id
 from workloads.rows import Row, between_s, head_values, sampled_files
 
@@ -43,7 +43,7 @@ class Answer:
 
 
 def usages(metrics: Row) -> list[Usage]:
-    """Calls of one ``metrics`` object in order, latencies joined by response id."""
+    """Return the calls of one ``metrics`` object in order, with latencies joined by response id."""
     latency = {
         entry.text("response_id", ""): entry.number("latency", 0.0)
         for entry in metrics.rows("response_latencies")
@@ -59,17 +59,17 @@ def usages(metrics: Row) -> list[Usage]:
     ]
 
 
-def answer_calls(answers: Sequence[Answer], recorded: Sequence[Usage]) -> list[Call]:
-    """Calls of answers; one without recorded usage is estimated from the text before it."""
+def answer_calls(answers: Sequence[Answer], recorded: Sequence[Usage]) -> list[RecordedCall]:
+    """Return the calls of answers; one without recorded usage is estimated from the text before it."""
     found = _match(answers, recorded)
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
     for index, (answer, usage) in enumerate(zip(answers, found, strict=True)):
         if usage is None or usage.prompt_tokens == 0:
             before = calls[-1].prompt_tokens + calls[-1].output_tokens if calls else 0
             prompt = max(1, before + char_tokens(answer.new_chars))
-            call = Call(prompt, char_tokens(answer.output_chars))
+            call = RecordedCall(prompt, char_tokens(answer.output_chars))
         else:
-            call = Call(usage.prompt_tokens, usage.output_tokens)
+            call = RecordedCall(usage.prompt_tokens, usage.output_tokens)
         if index:
             latency_s = None if usage is None else usage.latency_s
             calls[-1] = replace(calls[-1], think_s=_idle_s(answers[index - 1], answer, latency_s))
@@ -78,7 +78,9 @@ def answer_calls(answers: Sequence[Answer], recorded: Sequence[Usage]) -> list[C
 
 
 def _match(answers: Sequence[Answer], recorded: Sequence[Usage]) -> list[Usage | None]:
-    """Usage by response id; an answer without one takes the next usage nobody else names."""
+    """Find the usage of each answer by response id; an answer without one takes the next usage that
+    nobody else names.
+    """
     by_id = {usage.response_id: index for index, usage in enumerate(recorded)}
     named = {answer.response_id for answer in answers if answer.response_id}
     found: list[Usage | None] = []
@@ -99,13 +101,17 @@ def _idle_s(before: Answer, answer: Answer, latency_s: float | None) -> float:
 
 
 class Prefixes:
-    """Shared prefixes of one import: equal text has one length, that of its first session."""
+    """The shared prefixes of one import: equal text has one length, which is that in its first
+    session.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, SharedPrefix] = {}
 
-    def of(self, text: str, first: Answer, calls: Sequence[Call]) -> SharedPrefix | None:
-        """System prompt and tools, as the share of the first prompt that their text is."""
+    def of(self, text: str, first: Answer, calls: Sequence[RecordedCall]) -> SharedPrefix | None:
+        """Return system prompt and tools as a shared prefix, which is as large a share of the first
+        prompt as their text is.
+        """
         if not text:
             return None
         prefix_id = text_id(text)
@@ -116,8 +122,10 @@ class Prefixes:
         return self._known[prefix_id]
 
 
-def recognise_rows(sample: Sample, matches: Callable[[Any], bool]) -> bool:
-    """As ``rows.recognise``, but reads on where a long patch pushes the history out of the head."""
+def recognise_rows(sample: TraceSample, matches: Callable[[Any], bool]) -> bool:
+    """Do what ``rows.recognise`` does, but read on where a long patch pushes the history out of the
+    head.
+    """
     files = sampled_files(sample)
     return bool(files) and all(_matches_file(path, head, matches) for path, head in files)
 
@@ -137,7 +145,9 @@ def _matches_file(path: Any, head: bytes, matches: Callable[[Any], bool]) -> boo
 
 
 def model_name(row: Row, config_field: str) -> str:
-    """Model of a row's metadata. NOTE: nothing else is taken from it, it may hold keys."""
+    """Return the model that a row's metadata names. NOTE: nothing else is taken from it, since it
+    may hold keys.
+    """
     metadata = Row(row.mapping("metadata"), row.path, row.line)
     found = metadata.value.get(config_field)
     return str(found.get("model") or "") if isinstance(found, dict) else ""

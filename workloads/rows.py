@@ -1,9 +1,9 @@
-"""Reads rows out of trace files and directories, and says file, line and field when one is wrong."""
+"""Reads rows of trace files and names file, line and field when one is wrong."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from marsbench.errors import TraceError
-from marsbench.trace import io
-from marsbench.trace.importer import Sample
+from marsbench.trace import faults, io
+from marsbench.trace.importer import TraceSample
 
 _SAMPLED_FILES = 3
 """Files of a directory that are looked at to recognise it."""
-_PLAIN_SUFFIXES = (".json", ".jsonl", ".traj")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}\[\],]', re.DOTALL)
 
 
 class Row(NamedTuple):
-    """One JSON object of a trace and where it stands."""
+    """One JSON object of a trace, which knows where it stands."""
 
     value: dict[str, Any]
     path: str
@@ -39,25 +38,29 @@ class Row(NamedTuple):
         raise self.error(f"expected text, found {found!r}", field)
 
     def integer(self, field: str, default: int | None = None) -> int:
-        """A whole number >= 0."""
+        """Return a field that is a whole number >= 0."""
         found = self.number(field, default)
         if found != int(found):
             raise self.error(f"expected a whole number, found {found!r}", field)
         return int(found)
 
     def number(self, field: str, default: float | None = None) -> float:
-        """A number >= 0."""
+        """Return a field that is a number >= 0."""
         found = self.value.get(field)
         if found is None and default is not None:
             return default
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise self.error(f"expected a number, found {found!r}", field)
-        if not 0 <= found < float("inf"):
-            raise self.error(f"expected a number >= 0, found {found!r}", field)
-        return found
+        if 0 <= found < float("inf"):
+            return found
+        repaired = faults.current().nonnegative(found, self.path, self.line, field)
+        if repaired is None:
+            hint = "; `marsbench trace import --on-error repair` reads it as 0" if found < 0 else ""
+            raise self.error(f"expected a number >= 0, found {found!r}{hint}", field)
+        return repaired
 
     def items(self, field: str) -> list[Any]:
-        """A list; a missing one is empty."""
+        """Return a field that is a list; a missing one is empty."""
         found = self.value.get(field)
         if found is None:
             return []
@@ -66,7 +69,7 @@ class Row(NamedTuple):
         return found
 
     def rows(self, field: str) -> list[Row]:
-        """A list of objects; a missing one is empty."""
+        """Return a field that is a list of objects; a missing one is empty."""
         return [self.child(item, f"{field}[{i}]") for i, item in enumerate(self.items(field))]
 
     def child(self, value: object, field: str) -> Row:
@@ -75,7 +78,7 @@ class Row(NamedTuple):
         return Row(value, self.path, self.line)
 
     def mapping(self, field: str) -> dict[str, Any]:
-        """An object; a missing one is empty."""
+        """Return a field that is an object; a missing one is empty."""
         found = self.value.get(field)
         if found is None:
             return {}
@@ -87,7 +90,7 @@ RowSource = Callable[[], Iterator[Row]]
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Objects of a file or of every trace file below a directory, in order of name.
+    """Yield the objects of a file, or of every trace file below a directory in the order of names.
 
     A JSONL file gives a row a line, streamed; a JSON file gives its object, or the objects of
     its list.
@@ -97,51 +100,52 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def trace_files(path: Path) -> list[Path]:
-    """The file itself, or the JSON-like files below a directory."""
+    """Return the file itself, or the JSON-like files below a directory."""
     if not path.exists():
         raise TraceError("no such file or directory", path=str(path))
     if path.is_file():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and is_trace_name(file.name))
+        return wanted([path])
+    found = sorted(f for f in path.rglob("*") if f.is_file() and io.is_trace_name(f.name))
     if not found:
-        raise TraceError(f"no {', '.join(_PLAIN_SUFFIXES)} file below it", path=str(path))
-    return found
+        raise TraceError(f"no {', '.join(io.TRACE_SUFFIXES)} file below it", path=str(path))
+    return wanted(found)
 
 
-def is_trace_name(name: str) -> bool:
-    return name.removesuffix(".gz").removesuffix(".zst").endswith(_PLAIN_SUFFIXES)
+def wanted(files: Iterable[Path]) -> list[Path]:
+    """Return the files that the reading in progress does not leave out."""
+    return [file for file in files if not faults.current().leaves_out(str(file), None)]
 
 
 def read_document(path: Path) -> Any:
-    """The one JSON value of a file."""
+    """Return the one JSON value of a file."""
     with io.open_binary(path) as stream:
         return _decode(stream.read(), path, None)
 
 
 def head_of(path: Path) -> bytes:
-    """First 64 KiB of content; empty if the file cannot be read (recognising never raises)."""
+    """Return the first 64 KiB of content, or none if the file cannot be read: recognising never raises."""
     try:
         return io.head(path)
     except TraceError:
         return b""
 
 
-def sampled_files(sample: Sample) -> list[tuple[Path, bytes]]:
-    """Path and head of each file looked at: the file itself, or the first few of a directory."""
+def sampled_files(sample: TraceSample) -> list[tuple[Path, bytes]]:
+    """Return path and head of each file that is looked at: the file itself, or a directory's first few."""
     if sample.head:
         return [(sample.path, sample.head)]
-    names = [name for name in sorted(sample.names) if is_trace_name(name)][:_SAMPLED_FILES]
+    names = [name for name in sorted(sample.names) if io.is_trace_name(name)][:_SAMPLED_FILES]
     return [(sample.path / name, head_of(sample.path / name)) for name in names]
 
 
-def recognise(sample: Sample, matches: Callable[[Any], bool]) -> bool:
-    """Whether each file looked at holds a value the format knows."""
+def recognise(sample: TraceSample, matches: Callable[[Any], bool]) -> bool:
+    """Tell whether each file that is looked at holds a value that the format knows."""
     files = [head_values(head) for _, head in sampled_files(sample)]
     return bool(files) and all(any(matches(value) for value in values) for values in files)
 
 
 def head_values(head: bytes) -> list[Any]:
-    """JSON values of the lines of a head, or the one (cut) value that spans it."""
+    """Return the JSON values of the lines of a head, or the one value that spans it, though it be cut."""
     values: list[Any] = []
     for line in head.splitlines():
         if not line.strip():
@@ -157,7 +161,7 @@ def head_values(head: bytes) -> list[Any]:
 
 
 def _close_cut(head: bytes) -> Any:
-    """Decodes a JSON value that may be cut anywhere: ends it at the last comma seen."""
+    """Decode a JSON value that may be cut anywhere by ending it at the last comma."""
     stack: list[bytes] = []
     cut: tuple[int, bytes] | None = None
     end = None
@@ -183,19 +187,36 @@ def _close_cut(head: bytes) -> Any:
 
 
 def _file_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a file; ``faults.current()`` decides what becomes of what is no row."""
+    try:
+        if _is_jsonl(file):
+            yield from _line_rows(file)
+            return
+        document = read_document(file)
+        for value in document if isinstance(document, list) else [document]:
+            yield _as_row(value, str(file), None)
+    except TraceError as error:
+        faults.current().note(error)
+
+
+def _line_rows(file: Path) -> Iterator[Row]:
+    tolerance, path = faults.current(), str(file)
+    for line, content in io.read_lines(file):
+        if tolerance.leaves_out(path, line):
+            continue
+        try:
+            row = _as_row(_decode(content, file, line), path, line)
+        except TraceError as error:
+            tolerance.note(error)
+            continue
+        if not tolerance.leaves_out(path, line, row.value):
+            yield row
+
+
+def _is_jsonl(file: Path) -> bool:
     values = head_values(head_of(file))
     if not values:
         raise TraceError("not JSON or JSONL", path=str(file), line=1)
-    if _is_jsonl(file, values):
-        for line, content in io.read_lines(file):
-            yield _as_row(_decode(content, file, line), str(file), line)
-        return
-    document = read_document(file)
-    for value in document if isinstance(document, list) else [document]:
-        yield _as_row(value, str(file), None)
-
-
-def _is_jsonl(file: Path, values: list[Any]) -> bool:
     if ".jsonl" in file.suffixes or len(values) > 1:
         return True
     if not isinstance(values[0], dict):
@@ -220,7 +241,7 @@ def _decode(content: bytes, path: Path, line: int | None) -> Any:
 
 
 def timestamp_s(value: object) -> float | None:
-    """Seconds of an ISO time (a naive one counts as UTC), None if there is none."""
+    """Return the seconds of an ISO time, which counts as UTC without a zone, or None if it is no time."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -235,10 +256,10 @@ def timestamp_s(value: object) -> float | None:
 
 
 def between_s(start: float | None, end: float | None) -> float:
-    """Seconds from start to end; 0 if one is not known or the clock went back."""
+    """Return the seconds from start to end, or 0 if one is not known or the clock went back."""
     return 0.0 if start is None or end is None else max(0.0, end - start)
 
 
 def has_keys(value: object, *keys: str) -> bool:
-    """Whether a value is an object with all these keys."""
+    """Tell whether a value is an object with all these keys."""
     return isinstance(value, Mapping) and all(key in value for key in keys)

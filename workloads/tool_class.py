@@ -1,4 +1,4 @@
-"""Sorts tool calls of all harnesses into the classes that durations and CPU demand depend on."""
+"""Sorts tool calls into the classes on which durations and CPU demand depend."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ _QUOTED = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
 def tool_class(name: str, command: str | None = None) -> str:
-    """Class of a call by the tool's name and, for shells and editors, by its command."""
+    """Return the class of a call by the tool's name and, for shells and editors, by its command."""
     short = name.lower()
     if short.startswith(("mcp__", "mcp_")):
         return "mcp"
@@ -102,13 +102,13 @@ def tool_class(name: str, command: str | None = None) -> str:
         return "read" if (command or "").split(" ")[0] == "view" else "edit"
     if short in _SHELL_NAMES.split():
         return shell_class(command) if command else "shell_other"
-    if short.startswith("browser_"):
+    if short.startswith(("browser_", "web_browser")):
         return "web"
     return _CLASS_OF_NAME.get(short, "shell_other")
 
 
 def shell_class(command: str) -> str:
-    """Class of a shell command line: that of its slowest part."""
+    """Return the class of a shell command line, which is that of its slowest part."""
     bare = _HEREDOC.sub(r" \2", command.strip())
     writes = bool(_REDIRECT.search(_QUOTED.sub("''", bare)))
     masked = _QUOTED.sub(lambda match: re.sub(r"[;&|\n]", "_", match.group()), bare)
@@ -148,7 +148,7 @@ def _program_class(program: str, rest: list[str]) -> str:
 
 
 def _script_class(rest: list[str]) -> str:
-    """Class of an interpreter's run: tests and installers are started as modules and scripts."""
+    """Return the class of an interpreter's run, since tests and installers start as modules and scripts."""
     target = " ".join(rest[:4])
     if re.search(r"\b(pytest|unittest|nose2?|tox)\b|manage\.py test|runtests", target):
         return "test"

@@ -1,4 +1,4 @@
-"""Protocols of the control plane: which turns enter the engine, on which replica, and tool slots.
+"""Protocols of the control plane: which turns enter the engine, and tool slots.
 
 The control plane sits in front of the engine. It sees sessions and telemetry, never the future.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from marsbench.core import HostView, Phase
 from marsbench.events import Event
 
 
@@ -39,8 +40,8 @@ class SessionView(Protocol):
         ...
 
     @property
-    def phase(self) -> str:
-        """One of pending, engine, tool, done."""
+    def phase(self) -> Phase:
+        """Where it stands: pending, engine, tool or done."""
         ...
 
     @property
@@ -62,6 +63,11 @@ class SystemView(Protocol):
     def free_blocks(self) -> int: ...
     @property
     def pinned_blocks(self) -> int: ...
+    @property
+    def host(self) -> HostView | None:
+        """Host memory for KV; None where there is none, or the engine does not tell."""
+        ...
+
     @property
     def num_running(self) -> int:
         """Turns running in the engine."""
@@ -86,6 +92,11 @@ class SystemView(Protocol):
     def tools_running(self) -> int: ...
     @property
     def tools_queued(self) -> int: ...
+    @property
+    def replicas(self) -> Sequence[SystemView]:
+        """The engines behind the front door one by one; empty where there is one."""
+        ...
+
     @property
     def prefix_cache_hit_rate(self) -> float:
         """Of the last 64 scheduled turns, token-weighted; 1.0 before there are any."""
@@ -164,16 +175,6 @@ class ToolDispatchPolicy(Protocol):
         ...
 
 
-class RoutingPolicy(Protocol):
-    """Chooses the engine replica for a turn."""
-
-    def on_event(self, event: Event) -> None: ...
-
-    def route(self, turn: SessionView, replicas: Sequence[SystemView], now_s: float) -> int:
-        """Index of the replica that gets the turn."""
-        ...
-
-
 class Unlimited:
     """The null admission policy: everything goes to the engine at once."""
 
@@ -207,14 +208,3 @@ class Oversubscribe:
     def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
         """Equal shares."""
         return Niceness()
-
-
-class FirstReplica:
-    """The null router: one replica."""
-
-    def on_event(self, event: Event) -> None:
-        """Nothing to learn."""
-
-    def route(self, turn: SessionView, replicas: Sequence[SystemView], now_s: float) -> int:
-        """Always the first."""
-        return 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from marsbench.arrival.base import ArrivalPlan, ArrivalProcess
 from marsbench.core import Session
 from marsbench.errors import ConfigError
 from marsbench.registry import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ARRIVALS: dict[str, str] = {
     "fixed": "marsbench.arrival.fixed.PROCESS",
@@ -60,6 +62,8 @@ def load_process(name: str) -> ArrivalProcess:
 
 def arrival_rng(seed: int, workload: str) -> np.random.Generator:
     """The random source of arrivals: the same for every system and every rate."""
+    import numpy as np  # not for those who only list arrival processes
+
     digest = hashlib.sha256(workload.encode()).digest()
     source = np.random.SeedSequence([seed, int.from_bytes(digest[:8], "big")])
     return np.random.Generator(np.random.PCG64(source))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol
 
 from marsbench.core import Session, to_ps
 from marsbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def scaled(unit_times: Sequence[float], rate_per_s: float) -> ArrivalPlan:
 
 def since_first(gaps: npt.NDArray[np.float64]) -> list[float]:
     """Arrival times if each session came one gap after the one before, counted from the first."""
-    times: list[float] = (np.cumsum(gaps) - gaps[:1].sum()).tolist()
+    times: list[float] = (gaps.cumsum() - gaps[:1].sum()).tolist()
     return times
 
 

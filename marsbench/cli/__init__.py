@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-from typer.core import TyperGroup
+from typing import TYPE_CHECKING, Any
 
 from marsbench.errors import MarsbenchError
-from marsbench.registry import unknown
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("marsbench.cli.run:run", "Run an experiment: a grid of cells into a run folder."),
+    "merge": ("marsbench.cli.merge:command", "Put the shards of a run into one run folder."),
     "watch": ("marsbench.cli.watch:watch", "Follow a run that publishes its events (--stream)."),
     "report": ("marsbench.cli.report:command", "Table, figures and report.html of runs."),
     "compare": ("marsbench.cli.compare:command", "Paired ratios with 95 % intervals."),
+    "capacity": (
+        "marsbench.cli.capacity:command",
+        "The highest load that each system sustains with an objective met.",
+    ),
+    "reproduce": (
+        "marsbench.cli.reproduce:command",
+        "A published evaluation again, beside what was published.",
+    ),
+    "sensitivity": (
+        "marsbench.cli.sensitivity:command",
+        "What each parameter of a system is worth, one at a time.",
+    ),
+    "check": ("marsbench.cli.check:command", "Fail when a run is worse than a reference."),
+    "export": ("marsbench.cli.export:command", "A run for Perfetto or OpenTelemetry."),
     "validate": ("marsbench.cli.validate:command", "Compare two engines step by step."),
     "calibrate": ("marsbench.cli.calibrate:command", "Fit a profile to a running engine."),
     "serve": ("marsbench.cli.serve:command", "Gateway: a system's policies before live engines."),
@@ -29,12 +43,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module:function or module:Typer app, one line of help), in order of help."""
 
+ABOUT = """\
+How much does the scheduler matter for coding agents?
+
+Replays agent traces against stock vLLM, published agent schedulers and MARS,
+with GPU memory and tool cores under pressure together.
+Try: marsbench run --system vllm --sessions 50
+"""
+OPTIONS = (
+    ("--version", "Print the version."),
+    ("--debug", "Show tracebacks."),
+    ("--install-completion", "Let the shell complete commands and options."),
+    ("--show-completion", "Print what --install-completion would add."),
+    ("-h, --help", "Show this message; after a command, its options."),
+)
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-
-ClickError: type[Exception] = typer.BadParameter.__mro__[2]
-"""The base of all command-line parsing errors, wherever typer keeps its click."""
+EXIT_TERMINATED = 143
 
 
 class RunFailed(Exception):  # noqa: N818 - says what happened, and is no user error
@@ -45,54 +72,53 @@ class RunFailed(Exception):  # noqa: N818 - says what happened, and is no user e
         self.code = code
 
 
-class LazyGroup(TyperGroup):
-    """Commands from ``COMMANDS``; a command's module is imported when it is called."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            raise unknown("command", cmd_name, COMMANDS)
-        path, _ = COMMANDS[cmd_name]
-        module, _, attribute = path.partition(":")
-        target = getattr(importlib.import_module(module), attribute)
-        if isinstance(target, typer.Typer):
-            command = typer.main.get_command(target)
-        else:
-            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-            alone.command(cmd_name)(target)
-            command = typer.main.get_command(alone)
-        command.name = cmd_name
-        return command
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The table's own lines, so that help imports no command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None)
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """How much does the scheduler matter for coding agents?
-
-    Replays agent traces against stock vLLM, published agent schedulers and MARS, with GPU memory
-    and tool cores under pressure together. Try: marsbench run --system vllm --sessions 50
+def __getattr__(name: str) -> Any:
+    """``marsbench.cli.app``, the whole command line as a Typer app, made when it is asked for:
+    Typer takes longer to import than ``marsbench --help`` may take.
     """
-    if version:
-        from importlib.metadata import version as installed
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from marsbench.cli.group import app
 
-        typer.echo(f"marsbench {installed('marsbench')}")
-        raise typer.Exit
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
+    return app
+
+
+def commands() -> Mapping[str, tuple[str, str]]:
+    """COMMANDS, and after them those of plug-in packages."""
+    from marsbench.registry import first_line, table
+
+    found = dict(COMMANDS)
+    for name, path in table("COMMANDS").items():
+        module, _, attribute = path.rpartition(".")
+        found.setdefault(name, (f"{module}:{attribute}", first_line(module)))
+    return found
+
+
+def help_text() -> str:
+    """What ``marsbench --help`` prints; no command is imported for it."""
+    try:
+        rows = [(name, text) for name, (_, text) in commands().items()]
+        broken = ""
+    except MarsbenchError as error:
+        rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+        broken = f"\nCommands of plug-ins are missing: {error}\n"
+    about = "\n".join(f"  {line}".rstrip() for line in ABOUT.splitlines())
+    return (
+        f"Usage: marsbench [OPTIONS] COMMAND [ARGS]...\n\n{about}\n\n"
+        f"Options:\n{_columns(OPTIONS)}\n\nCommands:\n{_columns(rows)}\n{broken}"
+    )
+
+
+def version_text() -> str:
+    """What ``marsbench --version`` prints."""
+    from importlib.metadata import version
+
+    return f"marsbench {version('marsbench')}\n"
+
+
+def _columns(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,26 +127,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     args = [arg for arg in given if arg != "--debug"]
     sys.path.append(str(Path.cwd()))  # a policy file beside the user is found by its dotted path
-    command = typer.main.get_command(app)
+    completing = "_MARSBENCH_COMPLETE" in os.environ
     try:
-        code = command.main(args, prog_name="marsbench", standalone_mode=False)
+        if completing or not _answer_at_once(args):
+            from marsbench.cli.group import call
+
+            call(args)
     except MarsbenchError as error:
         _fail(error, str(error), EXIT_USAGE, debug=debug)
     except RunFailed as error:
         _fail(error, str(error), error.code, debug=debug)
-    except ClickError as error:
-        message = getattr(error, "format_message", error.__str__)()
-        _fail(error, f"{message} (see marsbench --help)", EXIT_USAGE, debug=debug)
-    except typer.Abort as error:
+    except KeyboardInterrupt as error:  # where no command had anything to keep
         _fail(error, "interrupted", EXIT_INTERRUPTED, debug=debug)
     except OSError as error:
         _fail(error, str(error), EXIT_FAILED, debug=debug)
-    if code == EXIT_INTERRUPTED:  # Ctrl-C, where no command had anything to keep
-        print("marsbench: interrupted", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(0)
 
 
-def _fail(error: BaseException, message: str, code: int, *, debug: bool) -> None:
+def _answer_at_once(args: Sequence[str]) -> bool:
+    """Whether this was a question that needs no parser of options: help, version, plain ``list``.
+
+    Typer, and pydantic with it, take longer to import than these answers may take.
+    """
+    if not args or args[0] in {"-h", "--help"}:
+        sys.stdout.write(help_text())
+    elif args[0] == "--version":
+        sys.stdout.write(version_text())
+    elif args[0] == "list" and len(args) <= 2 and not args[-1].startswith("-"):
+        from marsbench.cli.catalogue import print_names
+
+        print_names(args[1] if len(args) == 2 else "", as_json=False)
+    else:
+        return False
+    return True
+
+
+def _fail(error: BaseException, message: str, code: int, *, debug: bool) -> NoReturn:
     if debug:
         raise error
     print("marsbench:", " ".join(message.split()), file=sys.stderr)

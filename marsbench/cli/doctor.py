@@ -6,15 +6,28 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
 from marsbench.cli import RunFailed
+from marsbench.cli.serve import (
+    DEFAULT_PROFILE,
+    Host,
+    KeyFile,
+    Port,
+    TokenFile,
+    read_key,
+    read_tokens,
+)
 from marsbench.errors import MarsbenchError
+from marsbench.extras import require
+from marsbench.gateway.settings import GatewaySettings
 
 
 class Finding(NamedTuple):
@@ -28,17 +41,63 @@ class Finding(NamedTuple):
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Look at what `marsbench serve` needs, with its options."),
+    ] = False,
+    upstream: Annotated[
+        list[str] | None, typer.Option("--upstream", "-u", help="With --serve: a backend's URL.")
+    ] = None,
+    system: Annotated[str, typer.Option("--system", "-s", help="As in serve.")] = "vllm",
+    profile: Annotated[str, typer.Option(help="As in serve.")] = DEFAULT_PROFILE,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    metrics_port: Annotated[int, typer.Option(help="As in serve.")] = 0,
+    metrics_host: Annotated[str, typer.Option(help="As in serve.")] = "127.0.0.1",
+    tool_cores: Annotated[int, typer.Option(help="As in serve.")] = 0,
+    token_file: TokenFile = None,
+    upstream_key_file: KeyFile = None,
+    publish: Annotated[str, typer.Option(help="As in serve.")] = "",
+    record: Annotated[Path | None, typer.Option(help="As in serve.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="As in serve.")] = None,
+    out_mib: Annotated[int, typer.Option(help="As in serve.")] = 1024,
 ) -> None:
-    """Say what this machine can run. Exits with status 1 if simulations cannot run."""
-    findings = list(examine())
+    """Say what this machine can run, or with --serve what stands between you and `marsbench serve`.
+
+    Exits with status 1 if simulations, or the gateway, cannot run.
+    """
+    if serve:
+        require("gateway", "the gateway")
+        from marsbench.gateway import preflight
+
+        settings = GatewaySettings(
+            backends=tuple(upstream or ()),
+            host=host,
+            port=port,
+            system=system,
+            profile=profile,
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
+            tool_cores=tool_cores,
+            tokens=read_tokens(token_file),
+            upstream_key=read_key(upstream_key_file),
+            publish=publish,
+            record=record,
+            out=out,
+            out_bytes=out_mib << 20,
+        )
+        findings = [Finding(*verdict) for verdict in preflight.examine(settings)]
+    else:
+        findings = list(examine())
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
+        width = max(len(finding.topic) for finding in findings)
         for topic, state, text in findings:
-            print(f"{state:<8} {topic:<10} {text}")
+            print(f"{state:<8} {topic:<{width}} {text}")
     broken = [finding.topic for finding in findings if finding.state == "broken"]
     if broken:
-        raise RunFailed(f"cannot run: {', '.join(broken)} broken")
+        raise RunFailed(f"cannot {'serve' if serve else 'run'}: {', '.join(broken)} broken")
 
 
 def examine() -> Iterator[Finding]:
@@ -54,6 +113,8 @@ def examine() -> Iterator[Finding]:
     yield _simulation()
     yield _cache()
     yield _vllm()
+    yield _sglang()
+    yield from _extras()
     yield _docker()
 
 
@@ -85,7 +146,8 @@ def _plugins() -> Finding:
 
 
 def _profiles() -> Finding:
-    from marsbench.engine.profile import list_profiles, load_profile
+    from marsbench.engine.profile import load_profile
+    from marsbench.profiles import list_profiles
 
     try:
         names = [load_profile(name).name for name in list_profiles()]
@@ -122,16 +184,58 @@ def _cache() -> Finding:
 
 
 def _vllm() -> Finding:
+    """Look for vLLM here, and where runs find it when it is not."""
+    from marsbench.engine.interpreters import available, find_python
     from marsbench.engine.vllm.runtime import require_vllm
 
     try:
-        return Finding("vllm", "ok", require_vllm())
+        text = require_vllm() if available("vllm") else f"in {find_python('vllm')}"
     except MarsbenchError as error:
         return Finding("vllm", "missing", str(error))
+    return Finding("vllm", "ok", text)
+
+
+def _sglang() -> Finding:
+    from marsbench.engine.interpreters import find_python
+    from marsbench.engine.sglang.flags import SUPPORTED, SUPPORTED_TEXT, look_into
+
+    try:
+        python = find_python("sglang")
+        found = look_into(python)
+    except MarsbenchError as error:
+        return Finding("sglang", "missing", str(error))
+    text = f"{found.version} in {python}"
+    if found.version not in SUPPORTED:
+        return Finding("sglang", "missing", f"{text}: marsbench supports {SUPPORTED_TEXT}")
+    if found.kernels is None:
+        remedy = (
+            "on a CPU run scripts/setup_sglang_cpu.sh, on a GPU install SGLang with its kernels"
+        )
+        return Finding("sglang", "missing", f"{text} has no sgl_kernel: {remedy}")
+    return Finding("sglang", "ok", f"{text}, kernels {found.kernels}")
+
+
+def _extras() -> Iterator[Finding]:
+    from marsbench.extras import EXTRAS, missing
+
+    for extra, (purpose, _) in EXTRAS.items():
+        absent = missing(extra)
+        text = f"{purpose}: pip install 'marsbench[{extra}]' ({', '.join(absent)} missing)"
+        yield Finding(f"[{extra}]", "missing" if absent else "ok", text if absent else purpose)
 
 
 def _docker() -> Finding:
-    path = shutil.which("docker")
-    if path is None:
-        return Finding("docker", "missing", "not found; only building the image needs it")
-    return Finding("docker", "ok", path)
+    """Whether a container engine answers; the command alone says nothing about its daemon."""
+    if shutil.which("docker") is None:
+        return Finding(
+            "docker", "missing", "no docker command; --tools docker and the image need it"
+        )
+    asked = ["docker", "version", "--format", "{{.Server.Version}}"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("docker", "missing", f"the docker command does not answer: {error}")
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or "no reason given"
+        return Finding("docker", "missing", f"its daemon does not answer: {reason}")
+    return Finding("docker", "ok", f"engine {done.stdout.strip()}")

@@ -54,7 +54,7 @@ class Plain(Quiet):
         print(f"... {text}", file=sys.stderr, flush=True)
 
     def begin(self, num_cells: int, num_sessions: int) -> None:
-        self._num_cells = num_cells
+        self._num_cells = self._done + num_cells
 
     def cell_done(self, cell: Cell, line: str) -> None:
         self._done += 1
@@ -88,7 +88,7 @@ class Live(Quiet):
     def begin(self, num_cells: int, num_sessions: int) -> None:
         from rich import progress
 
-        self._num_cells = num_cells
+        self._done_cells, self._num_cells = 0, num_cells
         self._per_cell = num_sessions // max(num_cells, 1)
         self._start_s = time.monotonic()
         self._progress = progress.Progress(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from marsbench.cli import RunFailed
+
 
 def command(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
@@ -15,6 +17,10 @@ def command(
         Path | None, typer.Option(help="Where to write; default: the first run folder.")
     ] = None,
     figures: Annotated[bool, typer.Option(help="Also draw figures and report.html.")] = True,
+    tables: Annotated[
+        bool,
+        typer.Option("--tables", help="Also write tables/*.csv, *.md and *.tex, for papers."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Print the results table; draw all figures and one self-contained report.html."""
@@ -28,8 +34,16 @@ def command(
         sys.stdout.write(to_json({"run_ids": list(data.run_ids), "rows": rows}))
     else:
         print_table(headings(), [text_cells(row) for row in rows], sys.stdout)
+    if tables:
+        from marsbench.report.export import write_tables
+
+        files = write_tables(data, runs[0] if out is None else out)
+        print(f"wrote {len(files)} files into {files[0].parent}", file=sys.stderr)
     if figures:
         from marsbench.report.write import write_report
 
         written = write_report(runs, out)
         print(f"wrote {written.html} and {len(written.figures)} figure files", file=sys.stderr)
+        for name, problem in written.failed.items():
+            others = f" (and {len(written.failed) - 1} more)" if len(written.failed) > 1 else ""
+            raise RunFailed(f"figure {name!r}{others} raised {problem}; the others are written")

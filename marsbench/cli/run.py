@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from marsbench.cli import EXIT_INTERRUPTED, RunFailed
+from marsbench.cli import EXIT_INTERRUPTED, EXIT_TERMINATED, RunFailed, options
+from marsbench.cli.termination import like_an_interrupt
+from marsbench.config import ExperimentConfig, load_config
 from marsbench.errors import ConfigError
 
 
@@ -18,48 +20,51 @@ def run(
         list[Path] | None,
         typer.Argument(help="Experiment files, later ones on top; RUN/config.yaml repeats a run."),
     ] = None,
-    workload: Annotated[
-        list[str] | None, typer.Option("--workload", "-w", help="Registered name or trace file.")
+    workload: options.Workload = None,
+    system: options.System = None,
+    profile: options.Profile = None,
+    load: options.Load = None,
+    rate: options.Rate = None,
+    tool_cores: options.ToolCores = None,
+    host_kv: options.HostKv = None,
+    replicas: options.Replicas = None,
+    sessions: options.Sessions = None,
+    seeds: options.Seeds = None,
+    split: options.Split = None,
+    engine: options.EngineName = None,
+    tools: options.Tools = None,
+    arrival: options.Arrival = None,
+    driver: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes sessions act: replay, or live agents: openhands.",
+            show_default=options.default_of("driver"),
+        ),
     ] = None,
-    system: Annotated[
-        list[str] | None,
-        typer.Option("--system", "-s", help="Name, NAME-tuned, NAME-best or dotted path."),
+    config: options.Config = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run folder.", show_default="out/TIME-EXPERIMENT"),
     ] = None,
-    profile: Annotated[
-        list[str] | None, typer.Option(help="Model and GPU: name or YAML file.")
-    ] = None,
-    load: Annotated[
-        list[float] | None, typer.Option(help="Arrival rate as share of stock vLLM's capacity.")
-    ] = None,
-    rate: Annotated[
-        list[float] | None, typer.Option(help="Arrival rate, sessions per second.")
-    ] = None,
-    tool_cores: Annotated[
-        list[int] | None, typer.Option(help="Cores of the tool pool; 0 = unlimited.")
-    ] = None,
-    sessions: Annotated[int | None, typer.Option("--sessions", "-n", help="Per cell.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of repetitions.")] = None,
-    split: Annotated[str | None, typer.Option(help="all, tuning or reporting.")] = None,
-    engine: Annotated[str | None, typer.Option(help="sim, vllm-core, vllm or openai.")] = None,
-    tools: Annotated[
-        str | None, typer.Option(help="recorded, modelled, process or docker.")
-    ] = None,
-    arrival: Annotated[str | None, typer.Option(help="Arrival process.")] = None,
-    driver: Annotated[str | None, typer.Option(help="replay.")] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option("--config", "-c", metavar="KEY=VALUE", help="Any key of the experiment."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder.")] = None,
-    jobs: Annotated[str, typer.Option("--jobs", "-j", help="Processes.")] = "1",
-    resume: Annotated[bool, typer.Option("--resume", help="Skip finished cells.")] = False,
+    jobs: options.Jobs = "1",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out: its experiment, without the cells that are finished.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.")
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for measured capacities and ideals.")
-    ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure everything.")] = False,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="Run the I-th of N parts of the grid; see marsbench merge."
+        ),
+    ] = "",
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     stream: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Publish events there; see marsbench watch.")
     ] = "",
@@ -67,41 +72,82 @@ def run(
         int, typer.Option(metavar="N", min=0, help="Begin when N observers have come.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run an experiment: every combination of workload, profile, tool cores, load, seed, system."""
-    from marsbench.cli.progress import make_reporter
-    from marsbench.config import load_config
-    from marsbench.experiment.memo import default_folder
-    from marsbench.experiment.runner import RunResult, run_experiment
-
-    given = {
-        "workload": workload, "system": system, "profile": profile, "load": load,
-        "rate_per_s": rate, "tool_cores": tool_cores, "sessions": sessions, "seeds": seeds,
-        "split": split, "engine": engine, "tools": tools, "arrival": arrival, "driver": driver,
-    }  # fmt: skip
-    flags: dict[str, Any] = {key: value for key, value in given.items() if value not in (None, [])}
     if stream_wait and not stream:
         raise ConfigError("--stream-wait needs --stream ADDRESS, where observers can come")
-    if ("load" in flags) != ("rate_per_s" in flags):  # one on the line replaces both in a file
-        flags = {"load": [], "rate_per_s": [], **flags}
-    result: RunResult = run_experiment(
-        load_config(experiment or (), flags=flags, overrides=config or ()),
-        out,
-        reporter=make_reporter(quiet=quiet),
-        jobs=_jobs(jobs),
-        resume=resume,
-        overwrite=overwrite,
-        cache=None if no_cache else (cache or default_folder()),
-        stream=stream,
-        stream_wait=stream_wait,
-    )
+    flags = options.experiment_flags(
+        workload=options.names(workload), system=options.names(system),
+        profile=options.names(profile), load=load, rate_per_s=rate, tool_cores=tool_cores,
+        host_kv_gib=host_kv, replicas=replicas, sessions=sessions, seeds=seeds, split=split, engine=engine, tools=tools, arrival=arrival,
+        driver=driver,
+    )  # fmt: skip
+    files = stored_below(experiment, out, resume=resume, given=bool(flags or config))
+    loaded = load_config(files, flags=flags, overrides=options.overrides(config))
+    with like_an_interrupt() as terminated:
+        try:
+            result = _run(
+                loaded, out, jobs=jobs, resume=resume, overwrite=overwrite, shard=shard, cache=cache,
+                no_cache=no_cache, stream=stream, stream_wait=stream_wait, quiet=quiet,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if terminated():
+                raise RunFailed(
+                    "terminated before the first cell was finished", code=EXIT_TERMINATED
+                ) from None
+            raise
     if as_json:
         print(json.dumps(result.summary, indent=1))
     else:
         _print_table(result)
         print(f"run folder: {result.folder}", file=sys.stderr)
-    _complain(result)
+    _complain(result, terminated=terminated())
+
+
+def stored_below(
+    experiment: list[Path] | None, out: Path | None, *, resume: bool, given: bool
+) -> list[Path]:
+    """The files of an experiment. If a run is resumed, its own comes first, below what the command
+    line says; a folder without one is no mistake where files or options are ``given``.
+    """
+    from marsbench.experiment.resume import stored_config
+
+    files = list(experiment or [])
+    if not resume:
+        return files
+    if out is None:
+        raise ConfigError("--resume needs --out DIR, the folder of the run to continue")
+    if not (files or given) or (out / "config.yaml").is_file():
+        return [stored_config(out), *files]
+    return files
+
+
+def _run(
+    experiment: ExperimentConfig,
+    out: Path | None,
+    *,
+    jobs: str,
+    shard: str,
+    cache: Path | None,
+    no_cache: bool,
+    quiet: bool,
+    **given: Any,
+) -> Any:
+    from marsbench.cli.progress import make_reporter
+    from marsbench.experiment.memo import default_folder
+    from marsbench.experiment.runner import run_experiment
+    from marsbench.experiment.shards import parse_shard
+
+    return run_experiment(
+        experiment,
+        out,
+        reporter=make_reporter(quiet=quiet),
+        jobs=options.workers(jobs),
+        shard=parse_shard(shard) if shard else None,
+        cache=None if no_cache else (cache or default_folder()),
+        **given,
+    )
 
 
 def _print_table(result: Any) -> None:
@@ -113,25 +159,38 @@ def _print_table(result: Any) -> None:
         print_table(headings(), [text_cells(row) for row in rows], sys.stdout)
 
 
-def _complain(result: Any) -> None:
-    """A run that is not complete ends with one line and status 1, interrupted 130."""
+def _complain(result: Any, *, terminated: bool) -> None:
+    """A run that is not complete ends with one line and a status: 1 if cells failed, 130 after
+    Ctrl-C, 143 after SIGTERM.
+    """
     if result.complete:
+        _complain_of_metrics(result)
         return
+    finished = len(result.summary["cells"])
     kept = (
-        f"{len(result.summary['cells'])} of {result.num_cells} cells are kept in {result.folder}; "
+        f"{finished} of {result.num_cells} cells are kept in {result.folder}; "
         f"continue with --resume --out {result.folder}"
     )
     if result.interrupted:
-        raise RunFailed(f"interrupted: {kept}", code=EXIT_INTERRUPTED)
+        word, code = (
+            ("terminated", EXIT_TERMINATED) if terminated else ("interrupted", EXIT_INTERRUPTED)
+        )
+        raise RunFailed(f"{word}: {kept}", code=code)
     cell, error = result.failures[0]
     raise RunFailed(
         f"{len(result.failures)} cells failed, first {cell.describe()}: {error}; {kept}"
     )
 
 
-def _jobs(text: str) -> int:
-    if text.startswith("ray"):
-        raise ConfigError(f"--jobs {text}: sweeps over Ray are not supported; give a number")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--jobs {text}: expected a number of processes, at least 1")
-    return int(text)
+def _complain_of_metrics(result: Any) -> None:
+    """A metric that raised ends a complete run with one line and status 1."""
+    failed: dict[str, list[str]] = {}
+    for cell in result.summary["cells"]:
+        for name, problem in cell.get("failed_metrics", {}).items():
+            failed.setdefault(name, []).append(problem)
+    for name, problems in failed.items():
+        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise RunFailed(
+            f"metric {name!r}{others} raised in {len(problems)} cells: {problems[0]}; "
+            f"everything else is kept in {result.folder}"
+        )

@@ -1,35 +1,58 @@
-"""``marsbench trace``: make, convert, describe, check and fetch workload traces."""
+"""``marsbench trace``: make, convert, describe, check, scale, fit and fetch workload traces."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marsbench.cli.output import output
+
 if TYPE_CHECKING:
+    from marsbench.core import Session
+    from marsbench.trace.faults import Faults
     from marsbench.trace.stats import TraceStats
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Make, convert, describe, check and fetch workload traces.",
+    help="Make, convert, describe, check, scale, fit and fetch workload traces.",
 )
+
+WIDTH_OF_FILES = 160
+"""Characters of a line where the output is no terminal."""
 
 Source = Annotated[Path, typer.Argument(help="Trace file or directory (plain, gzip or zstd).")]
 Format = Annotated[
     str | None, typer.Option("--format", help="Its format, if content does not tell.")
 ]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="COLUMN=FIELD", help="What a column of a CSV file stands for; repeatable."
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="File (.gz, .zst: compressed) or stdout.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Num = Annotated[int | None, typer.Option("--sessions", help="How many sessions of a workload.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of a workload.")]
+OnError = Annotated[
+    str,
+    typer.Option(
+        "--on-error",
+        metavar="fail|skip|repair",
+        help="Rows that cannot be read: stop; leave their session out; or read negative numbers "
+        "as 0 and leave out what is still wrong.",
+    ),
+]
 
 
 @app.command()
@@ -41,24 +64,33 @@ def synth(
 
     made = source.open_workload(workload)
     extensions = {source.PROVENANCE_KEY: dict(made.provenance)}
-    with _output(out) as stream:
+    with output(out) as stream:
         num = io.write_sessions(stream, made.sessions(sessions, seed, split), extensions)
     _say(f"{num:,} sessions of {made.name}, seed {seed}")
 
 
 @app.command("import")
-def import_(path: Source, format_name: Format = None, out: Out = None) -> None:
+def import_(
+    path: Source,
+    format_name: Format = None,
+    columns: Map = None,
+    on_error: OnError = "fail",
+    out: Out = None,
+) -> None:
     """Convert a trace of any known format to the canonical one."""
     from marsbench.errors import TraceError
     from marsbench.trace import io, source
+    from marsbench.trace.faults import Faults
 
-    importer, sessions = source.open_trace(path, format_name)
+    faults = Faults(on_error)
+    importer, sessions = source.open_trace(path, format_name, faults, _columns(columns))
     extensions = {source.PROVENANCE_KEY: dict(importer.provenance)}
-    with _output(out) as stream:
+    with output(out) as stream:
         num = io.write_sessions(stream, sessions, extensions)
         if not num:
             raise TraceError("has no sessions; give a trace with at least one", path=str(path))
     _say(f"{num:,} sessions, format {importer.name}: {importer.summary}")
+    _say_faults(faults)
 
 
 @app.command()
@@ -70,13 +102,15 @@ def stats(
     format_name: Format = None,
     sessions: Num = None,
     seed: Seed = 0,
+    on_error: OnError = "fail",
     as_json: Json = False,
 ) -> None:
     """Say what was recorded, derived or assumed, and how the trace's numbers are distributed."""
-    from marsbench.trace.stats import compare_stats, distance_table, stats_tables
+    from marsbench.trace.stats import compare_stats
+    from marsbench.trace.tables import distance_tables, stats_tables
 
-    mine = _collect(trace, format_name, sessions, seed)
-    other = _collect(against, None, sessions, seed) if against else None
+    mine = _collect(trace, format_name, sessions, seed, on_error)
+    other = _collect(against, None, sessions, seed, on_error) if against else None
     distances = compare_stats(mine, other) if other else []
     if as_json:
         found: dict[str, Any] = mine.to_json()
@@ -84,7 +118,7 @@ def stats(
             found |= {"against": other.to_json(), "distances": [asdict(d) for d in distances]}
         print(json.dumps(found))
     else:
-        _show([distance_table(distances)] if other else stats_tables(mine))
+        _show(partial(distance_tables, distances) if other else partial(stats_tables, mine))
 
 
 @app.command()
@@ -113,20 +147,93 @@ def validate(
 def export(
     path: Source,
     format_name: Annotated[
-        str, typer.Option("--format", help="canonical, agentic-mooncake, trie or tracelab-csv.")
+        str,
+        typer.Option(
+            "--format",
+            help="canonical, agentic-mooncake, agentic-mooncake-v2, trie or tracelab-csv.",
+        ),
     ],
     source_format: Annotated[str | None, typer.Option("--from", help="Format of PATH.")] = None,
     block_size: Annotated[int, typer.Option(help="Tokens per hash id.")] = 512,
+    on_error: OnError = "fail",
     out: Out = None,
 ) -> None:
     """Write a trace in another tool's format; one line on stderr says what that cannot express."""
     from marsbench.trace import export as exporter
-    from marsbench.trace import source
+    from marsbench.trace import io, source
+    from marsbench.trace.faults import Faults
 
-    _, sessions = source.open_trace(path, source_format)
-    with _output(out) as stream:
-        losses = exporter.export(sessions, stream, format_name, block_size=block_size)
+    faults = Faults(on_error)
+    _, sessions = source.open_trace(path, source_format, faults)
+    with output(out) as stream:
+        losses = exporter.export(
+            sessions,
+            stream,
+            format_name,
+            block_size=block_size,
+            source_digest=f"sha256:{io.sha256(path)}",
+        )
     _say(f"lost in {format_name}: {losses.summary()}" if losses.summary() else "nothing lost")
+    _say_faults(faults)
+
+
+@app.command()
+def scale(
+    trace: Annotated[str, typer.Argument(help="Trace file, directory or workload name.")],
+    prompts: Annotated[float, typer.Option(help="Factor of prompts, results and prefixes.")] = 0.25,
+    outputs: Annotated[float, typer.Option(help="Factor of outputs.")] = 0.25,
+    format_name: Format = None,
+    sessions: Num = None,
+    seed: Seed = 0,
+    on_error: OnError = "fail",
+    out: Out = None,
+) -> None:
+    """Write a trace with its tokens scaled, for engines too small for real contexts."""
+    from marsbench.trace import io, source
+    from marsbench.trace.scale import scale_sessions
+
+    faults, provenance, found = _open(trace, format_name, sessions, seed, on_error)
+    with output(out) as stream:
+        scaled = scale_sessions(found, prompts, outputs)
+        num = io.write_sessions(stream, scaled, {source.PROVENANCE_KEY: dict(provenance)})
+    _say(f"{num:,} sessions, prompts x {prompts:g}, outputs x {outputs:g}")
+    _say_faults(faults)
+
+
+@app.command()
+def fit(
+    path: Source,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Workload to compare instead of fitting; repeatable.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Document whose table between the fit markers is renewed.")
+    ] = None,
+    format_name: Format = None,
+    on_error: OnError = "fail",
+) -> None:
+    """Fit lognormal mixtures to one half of a trace, or compare workloads with the other half."""
+    from marsbench.errors import ConfigError
+    from marsbench.markdown import write_block
+    from marsbench.trace import fit as fitting
+    from marsbench.trace import source
+    from marsbench.trace.faults import Faults
+
+    if write is not None and not against:
+        raise ConfigError("--write: there is a table only with --against WORKLOAD; add one")
+    faults = Faults(on_error)
+    _, sessions = source.open_trace(path, format_name, faults)
+    recorded = fitting.halves(sessions, path)
+    _say_faults(faults)
+    if not against:
+        print("\n".join(fitting.mixtures(recorded.tuning)))
+        return
+    drawn = {name: source.open_workload(name) for name in against}
+    generated = {n: w.sessions(fitting.NUM_GENERATED, 0) for n, w in drawn.items()}
+    table = fitting.comparison(generated, recorded)
+    print(table)
+    if write is not None:
+        write_block(write, fitting.BLOCK, table)
 
 
 @app.command()
@@ -151,35 +258,59 @@ def fetch(
     print(json.dumps({**asdict(found), "path": str(found.path)}) if as_json else found.path)
 
 
-def _collect(spec: str, format_name: str | None, num: int | None, seed: int) -> TraceStats:
+def _columns(given: list[str] | None) -> dict[str, str]:
+    """What columns stand for, from COLUMN=FIELD texts."""
+    from marsbench.errors import ConfigError
+
+    found: dict[str, str] = {}
+    for text in given or ():
+        column, equals, field = text.rpartition("=")
+        if not equals or not column or not field:
+            example = "--map 'Request tokens=input_tokens'"
+            raise ConfigError(f"--map {text}: expected COLUMN=FIELD, for example {example}")
+        if column in found:
+            raise ConfigError(f"--map: column {column!r} is given twice; keep one of them")
+        found[column] = field
+    return found
+
+
+def _open(
+    spec: str, format_name: str | None, num: int | None, seed: int, on_error: str
+) -> tuple[Faults, Mapping[str, str], Iterable[Session]]:
+    """The sessions of a path or a workload, how their fields are known, and faults met so far.
+
+    A path is read from its beginning, in its own order; a workload is drawn by its seed.
+    """
     from marsbench.trace import source
+    from marsbench.trace.faults import Faults
+
+    faults = Faults(on_error)
+    if Path(spec).exists():
+        importer, found = source.open_trace(Path(spec), format_name, faults)
+        return faults, importer.provenance, islice(found, num)
+    workload = source.open_workload(spec)
+    return faults, workload.provenance, workload.sessions(num, seed)
+
+
+def _collect(
+    spec: str, format_name: str | None, num: int | None, seed: int, on_error: str
+) -> TraceStats:
     from marsbench.trace.stats import collect_stats
 
-    if Path(spec).exists():
-        importer, sessions = source.open_trace(Path(spec), format_name)
-        return collect_stats(sessions, importer.provenance, seed=seed)
-    workload = source.open_workload(spec)
-    return collect_stats(workload.sessions(num, seed), workload.provenance, seed=seed)
+    faults, provenance, sessions = _open(spec, format_name, num, seed, on_error)
+    stats = collect_stats(sessions, provenance, seed=seed)
+    stats.left_out, stats.repaired = faults.counts()["left_out"], faults.counts()["repaired"]
+    _say_faults(faults)
+    return stats
 
 
-@contextmanager
-def _output(out: Path | None) -> Iterator[BinaryIO]:
-    from marsbench.trace import io
-
-    if out is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    else:
-        with io.open_atomic(out) as stream:
-            yield stream
-
-
-def _show(tables: list[Any]) -> None:
+def _show(tables: Callable[[int], list[Any]]) -> None:
+    """Print tables that are made for a width: that of the terminal, or a wide one for a file."""
     from rich.console import Console
 
     console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    for table in tables:
+    console = console if console.is_terminal else Console(width=WIDTH_OF_FILES)
+    for table in tables(console.width):
         console.print(table)
 
 
@@ -190,3 +321,8 @@ def _progress(size: int, total: int | None) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _say_faults(faults: Faults) -> None:
+    if summary := faults.summary():
+        _say(summary)

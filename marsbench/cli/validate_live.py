@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import secrets
@@ -11,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marsbench.cli import RunFailed
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from marsbench.cli.validate import Cell
+    from marsbench.cli.validate import PlayedCell
     from marsbench.experiment.agreement import Played
-    from marsbench.experiment.wiring import RunCell, Setup
     from marsbench.records import EventLog
 
 Pairs = Mapping[str, "tuple[Played, Played]"]
@@ -24,17 +24,25 @@ Pairs = Mapping[str, "tuple[Played, Played]"]
 
 
 def compare(
-    cells: Mapping[str, Sequence[Cell]],
+    cells: Mapping[str, Sequence[PlayedCell]],
     engines: tuple[str, str],
     *,
+    tolerance: float | None,
     figure: Path | None,
     as_json: bool,
 ) -> None:
-    """Play each system's cells, one a seed, on both engines; print how far they agree."""
-    from marsbench.experiment.agreement import compare_systems
+    """Play each system's cells, one a seed, on both engines; print how far they agree.
 
+    Raises RunFailed if any system's mean latencies differ by more than ``tolerance``.
+    """
+    from marsbench.experiment.agreement import TOLERANCE, compare_systems, disagreement
+    from marsbench.experiment.wiring import check_start, for_engine
+
+    for first, *_ in cells.values():
+        for engine in engines:
+            check_start(for_engine(first.setup, engine, engines), first.system, {})
     pairs = compare_systems(
-        list(cells), engines, lambda engine, system: _play(cells[system], engine, system)
+        list(cells), engines, lambda engine, system: _play(cells[system], engines, engine, system)
     )
     if figure is not None:
         draw(pairs, engines).savefig(figure)
@@ -42,80 +50,68 @@ def compare(
         print(json.dumps(_as_json(pairs, engines), indent=1))
     else:
         _print(pairs, engines)
+    limit = TOLERANCE if tolerance is None else tolerance
+    if (found := disagreement(pairs, engines, limit)) is not None:
+        raise RunFailed(found)
 
 
-def _play(cells: Sequence[Cell], engine: str, system: str) -> dict[int, EventLog]:
+def _play(
+    cells: Sequence[PlayedCell], engines: tuple[str, str], engine: str, system: str
+) -> dict[int, EventLog]:
     """The log of each seed."""
-    from marsbench.engine.live.engine import LiveEngine
-    from marsbench.engine.live.options import split_options
-    from marsbench.experiment.wiring import in_virtual_time, is_live
+    from marsbench.engine import engine_kind
+    from marsbench.engine.kind import Opening
+    from marsbench.experiment.wiring import for_engine, simulate
 
     _note(f"{system} on {engine}")
-    options, flags = split_options(cells[0].setup.engine_flags)
-    setup = dataclasses.replace(cells[0].setup, engine=engine)
-    if not is_live(engine):
-        virtual = dataclasses.replace(in_virtual_time(setup), engine=engine, engine_flags=flags)
-        return {cell.seed: _log(virtual, cell, system) for cell in cells}
-    with LiveEngine(engine, options, salt=secrets.token_hex(4), note=_note) as live:
-        return {cell.seed: _log(setup, cell, system, live.run_cell) for cell in cells}
-
-
-def _log(setup: Setup, cell: Cell, system: str, run_cell: RunCell | None = None) -> EventLog:
-    from marsbench.experiment.wiring import simulate
-
-    return simulate(
-        setup, cell.system, {}, cell.sessions, cell.arrivals,
-        seed=cell.seed, run_cell=run_cell, named=system,
-    ).log  # fmt: skip
+    setup = for_engine(cells[0].setup, engine, engines)
+    opening = Opening(run_id=secrets.token_hex(4), note=_note)
+    with engine_kind(engine).open(setup.engine_flags, opening) as opened:
+        logs = {}
+        for cell in cells:
+            outcome = simulate(
+                setup, cell.system, {}, cell.sessions, cell.arrivals,
+                seed=cell.seed, engine=opened, named=system,
+            )  # fmt: skip
+            for warning in outcome.ran.warnings:
+                _note(f"warning: {system} on {engine}, seed {cell.seed}: {warning}")
+            logs[cell.seed] = outcome.log
+        return logs
 
 
 def draw(pairs: Pairs, engines: tuple[str, str]) -> Figure:
     """Each session's latency on one engine against the other's, and each system's mean on both."""
-    import pandas as pd
-    import seaborn as sns
-
-    from marsbench.report.style import in_order, legend, log_axis, looks, panels, theme
+    from marsbench.report.chart import Chart, Dots, Line, Panel, log_if_wide
+    from marsbench.report.plot import plot
+    from marsbench.report.style import Look, looks, theme
 
     left, right = engines
-    systems = in_order(pairs)
-    styles = looks(systems)
-    points = pd.DataFrame(
-        [
-            {"system": system, left: latency_s, right: second.latency_s.get(session, math.nan)}
-            for system in systems
-            for first, second in [pairs[system]]
-            for session, latency_s in first.latency_s.items()
-        ]
+    styles = looks(pairs)
+    clouds = []
+    for system, (first, second) in pairs.items():
+        both = [name for name in first.latency_s if second.latency_s.get(name, math.nan) > 0]
+        x, y = [first.latency_s[n] for n in both], [second.latency_s[n] for n in both]
+        clouds.append(Line(system, x, y, styles[system], joined=False))
+    values = [value for cloud in clouds for value in (*cloud.x, *cloud.y) if value > 0]
+    ends = [min(values, default=0.0), max(values, default=1.0)]
+    equal = Line("equal", ends, ends, Look("#777777", ""))
+    wide = log_if_wide(values)
+    sessions = Panel(
+        [*clouds, equal], f"session latency on {left}, s", f"on {right}, s", x_log=wide, y_log=wide
     )
-    means = pd.DataFrame(
-        [
-            {"system": system, "engine": engine, "mean": played.totals["mean_latency_s"]}
-            for system in systems
-            for engine, played in zip(engines, pairs[system], strict=True)
-        ]
-    )
-    with theme():
-        figure, (scatter, bars) = panels(1, 2)
-        sns.scatterplot(
-            points, x=left, y=right, hue="system", ax=scatter, s=22,
-            palette={system: styles[system].color for system in systems},
-        )  # fmt: skip
-        low, high = points[[left, right]].min().min(), points[[left, right]].max().max()
-        if low > 0:
-            scatter.plot([low, high], [low, high], color="#777777", linewidth=1, zorder=0)
-            log_axis(scatter, "x")
-            log_axis(scatter, "y")
-        scatter.legend(title="", loc="upper left")
-        scatter.set(xlabel=f"session latency on {left}, s", ylabel=f"on {right}, s")
-        sns.barplot(
-            means, x="system", y="mean", hue="engine", ax=bars, palette=("#9ecae1", "#08519c")
+    looks_of = (Look("#6aaed6", "o"), Look("#08519c", "s"))
+    means = [
+        Dots(
+            engine,
+            list(pairs),
+            [played[k].totals["mean_latency_s"] for played in pairs.values()],
+            look,
         )
-        bars.set(xlabel="", ylabel="mean session latency, s")
-        bars.tick_params(axis="x", rotation=30)
-        if (inner := bars.get_legend()) is not None:
-            inner.remove()
-        legend(figure, bars)
-    return figure
+        for k, (engine, look) in enumerate(zip(engines, looks_of, strict=True))
+    ]
+    with theme():
+        panels = [sessions, Panel([*means], "mean session latency, s", rows=tuple(pairs))]
+        return plot(Chart(panels, columns=2), f"Do {left} and {right} agree?")
 
 
 def _as_json(pairs: Pairs, engines: tuple[str, str]) -> dict[str, Any]:

@@ -1,21 +1,55 @@
-"""Engines by name: who executes turns, and in which time."""
+"""Engines by name: who executes turns, and in which time. A new engine is one line here."""
 
-ENGINES: dict[str, str] = {
-    "sim": "marsbench.engine.sim.core.SimCore",
-    "vllm-core": "marsbench.engine.vllm.core.VllmCore",
-}
-"""Virtual-time engines: name -> dotted path of an EngineCore class with the constructor
-``(config: EngineConfig, cost: StepCost, policies: Policies, listener: CoreListener)``."""
+from __future__ import annotations
 
-LIVE_ENGINES: dict[str, str] = {
-    "vllm": "marsbench.engine.live.core.LiveCore",
-    "openai": "marsbench.engine.live.core.LiveCore",
-}
-"""Real servers on the wall clock: name -> dotted path of a core with the same constructor, run by
-``marsbench.engine.live.engine.LiveEngine.run_cell`` instead of the virtual-time driver."""
+from marsbench.engine.kind import EngineKind, ServerEngine, VirtualTime
+from marsbench.registry import load, table, unknown
 
-LIVE_SUMMARIES: dict[str, str] = {
-    "vllm": "A real vLLM server on the wall clock: started with the profile's flags, or at a URL.",
-    "openai": "Any OpenAI-compatible server at a URL, on the wall clock.",
+ENGINES: dict[str, EngineKind] = {
+    "sim": VirtualTime(
+        "A model of vLLM's scheduler, KV cache and batching, jumping from event to event.",
+        core="marsbench.engine.sim.core.SimCore",
+        has_replicas=True,
+    ),
+    "vllm-core": VirtualTime(
+        "vLLM's own Scheduler and KVCacheManager in virtual time, with modelled step times.",
+        core="marsbench.engine.vllm.core.VllmCore",
+        package="vllm",
+        has_replicas=True,
+    ),
+    "sglang-core": VirtualTime(
+        "SGLang's own Scheduler and radix cache in virtual time, with modelled step times.",
+        core="marsbench.engine.sglang.core.SglangCore",
+        package="sglang",
+        defaults={"block_size": 1},  # SGLang's own page size
+        ideal_engine="sim",  # alone in an engine there is nothing to schedule
+    ),
+    "vllm": ServerEngine(
+        "A real vLLM server on the wall clock: started with the profile's flags, or at a URL.",
+        server="marsbench.engine.live.kinds.vllm.Vllm",
+    ),
+    "sglang": ServerEngine(
+        "A real SGLang server on the wall clock: started with the profile's flags, or at a URL.",
+        server="marsbench.engine.live.kinds.sglang.Sglang",
+        defaults={"block_size": 1},
+    ),
+    "openai": ServerEngine(
+        "Any OpenAI-compatible server at a URL, on the wall clock.",
+        server="marsbench.engine.live.kinds.openai.OpenAi",
+    ),
 }
-"""One line about each live engine."""
+
+
+def engine_names() -> list[str]:
+    """All engines: those above, then those of plug-in packages (their table ENGINES)."""
+    return list(dict.fromkeys([*ENGINES, *table("ENGINES")]))
+
+
+def engine_kind(name: str) -> EngineKind:
+    """The engine of this name; ConfigError with the closest names if there is none."""
+    if name in ENGINES:
+        return ENGINES[name]
+    if name not in table("ENGINES"):
+        raise unknown("engine", name, engine_names())
+    kind: EngineKind = load("ENGINES", name)
+    return kind

@@ -5,6 +5,7 @@ A case is a function of its seed. Cores that play the same case must do the same
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import numpy as np
 
 from marsbench.core import Session, SharedPrefix, Turn, to_ps
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.parity import Script, scripts
+from marsbench.engine.cost import LinkCost
+from marsbench.engine.parity import FixedScript, scripts
 from marsbench.events import Event
 from marsbench.scheduler.base import EngineView, Key, Retain, RetainedView, TurnView
 from marsbench.system import Policies
@@ -31,13 +33,15 @@ class Case:
 
     seed: int
     config: EngineConfig
-    sessions: list[Script]
+    sessions: list[FixedScript]
     policy_seed: int
     with_order: bool
     with_retention: bool
+    link: LinkCost | None = None
+    """How fast copies to and from host memory are, if there is any; they may be slower than computing."""
 
     def policies(self) -> Policies:
-        """New policy objects, the same ones every time."""
+        """New policy objects, which decide in the same way every time."""
         policies = Policies()
         if self.with_order:
             policies.scheduling = WildOrder(self.policy_seed)
@@ -46,14 +50,17 @@ class Case:
         return policies
 
 
-def make_case(seed: int, *, policies: bool = False) -> Case:
-    """The case of a seed; without ``policies`` the engine's own order."""
+def make_case(seed: int, *, policies: bool = False, tier: bool = False) -> Case:
+    """The case of a seed; without ``policies`` the engine's own order; with ``tier`` host memory."""
     rng = np.random.default_rng(seed)
     sessions = scripts(_sessions(rng))
     if rng.random() < 0.5:
         sessions = [_shaken(script, rng) for script in sessions]
     config = _config(rng, sessions)
     which = int(rng.integers(3)) if policies else -1
+    link = None
+    if tier:
+        config, link = _with_tier(np.random.default_rng((seed, 2)), config)
     return Case(
         seed,
         config,
@@ -61,7 +68,25 @@ def make_case(seed: int, *, policies: bool = False) -> Case:
         policy_seed=int(rng.integers(1 << 30)),
         with_order=which in (0, 2),
         with_retention=which in (1, 2),
+        link=link,
     )
+
+
+def _with_tier(rng: np.random.Generator, config: EngineConfig) -> tuple[EngineConfig, LinkCost]:
+    """Host memory from less than one context to more than there is, on links fast and slow."""
+    per_chunk = _pick(rng, (1, 1, 2, 3, 4, 16))
+    share = _pick(rng, (0.3, 0.7, 1.0, 1.5, 3.0, 10.0))
+    token_ps = _pick(rng, (200_000, 2_000_000, 20_000_000, 200_000_000))
+    tiered = dataclasses.replace(
+        config,
+        enable_prefix_caching=True,
+        host_chunks=max(1, int(config.num_blocks * share / per_chunk)),
+        blocks_per_chunk=per_chunk,
+        eviction_policy=_pick(rng, ("lru", "arc")),
+        store_threshold=_pick(rng, (0, 0, 0, 2, 3)),
+    )
+    slower = _pick(rng, (1, 1, 5))
+    return tiered, LinkCost(token_ps, token_ps * slower, _pick(rng, (1, 20_000_000)))
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -92,8 +117,8 @@ def _sessions(rng: np.random.Generator) -> list[Session]:
     return made
 
 
-def _shaken(script: Script, rng: np.random.Generator) -> Script:
-    return Script(
+def _shaken(script: FixedScript, rng: np.random.Generator) -> FixedScript:
+    return FixedScript(
         0 if rng.random() < 0.5 else script.arrival_ps,
         script.turns,
         script.gaps_ps,
@@ -103,7 +128,7 @@ def _shaken(script: Script, rng: np.random.Generator) -> Script:
     )
 
 
-def _config(rng: np.random.Generator, sessions: Sequence[Script]) -> EngineConfig:
+def _config(rng: np.random.Generator, sessions: Sequence[FixedScript]) -> EngineConfig:
     block_size = _pick(rng, (16, 16, 32))
     largest = max(p.prompt_tokens + p.output_tokens for s in sessions for p in s.turns)
     batched = _pick(rng, (8, 64, 256, 2048, 8192))
@@ -122,21 +147,21 @@ def _config(rng: np.random.Generator, sessions: Sequence[Script]) -> EngineConfi
 
 
 class WildOrder:
-    """A scheduling policy drawn by lot; deterministic."""
+    """A scheduling policy whose rules are drawn from a seed; the same seed gives the same rules."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.reorders_running = bool(rng.random() < 0.5)
         self.resort_s = _pick(rng, (0.0, 0.05, math.inf))
         self.told: list[tuple[int, int, int, int | None, int]] = []
-        """Arguments of ``on_scheduled``."""
+        """What every call of ``on_scheduled`` said, in order."""
         self._quantum = _pick(rng, (None, 16, 100, 512, 7))
         self._skips = bool(rng.random() < 0.5)
         self._shrinks = bool(rng.random() < 0.5)
         self._waiting, self._running, self._victim = (int(rng.integers(n)) for n in (5, 3, 4))
 
     def on_event(self, event: Event) -> None:
-        """Learns nothing."""
+        """The policy learns nothing from events."""
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         if self._waiting == 0:
@@ -180,7 +205,7 @@ class WildOrder:
 
 
 class WildRetention:
-    """A retention policy drawn by lot; deterministic."""
+    """A retention policy whose rules are drawn from a seed; the same seed gives the same rules."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng((seed, 1))
@@ -193,7 +218,7 @@ class WildRetention:
         self._reclaim, self._yields = int(rng.integers(3)), int(rng.integers(4))
 
     def on_event(self, event: Event) -> None:
-        """Learns nothing."""
+        """The policy learns nothing from events."""
 
     def on_turn_end(
         self,

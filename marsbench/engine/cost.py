@@ -44,13 +44,23 @@ class TurnCost(NamedTuple):
         return self.fixed_ps + self.prompt_token_ps * prompt_tokens
 
 
+class LinkCost(NamedTuple):
+    """Time of a copy between GPU and host memory, picoseconds: a fixed part and one by its tokens."""
+
+    h2d_token_ps: int
+    d2h_token_ps: int
+    latency_ps: int
+    token_bytes: int = 0
+    """Bytes that the KV of one token takes, summed over all GPUs."""
+
+
 COEFFICIENTS = ("c_tok", "c_pair", "weights", "m_ctx", "o_step", "o_seq")
 
 
 class StepCost:
     """Duration of engine steps. Immutable by convention; equal coefficients compare equal."""
 
-    __slots__ = ("c_pair", "c_tok", "last_weight", "m_ctx", "o_seq", "o_step", "weights")
+    __slots__ = ("c_pair", "c_tok", "last_weight", "link", "m_ctx", "o_seq", "o_step", "weights")
 
     def __init__(
         self,
@@ -60,22 +70,25 @@ class StepCost:
         m_ctx: int,
         o_step: int,
         o_seq: int,
+        link: LinkCost | None = None,
     ) -> None:
         self.c_tok: int = c_tok
-        """ps per new token."""
+        """Picoseconds of computing per new token."""
         self.c_pair: int = c_pair
-        """ps per (query, key) pair."""
+        """Picoseconds of attention per (query, key) pair."""
         self.weights: tuple[int, ...] = weights
         """ps of reading weights that ``c_tok * n`` does not hide, by tokens n of the step; the last
         entry holds beyond. It falls for a dense model, which computes while it reads, and rises
         for a mixture of experts, where more tokens touch more experts."""
         self.m_ctx: int = m_ctx
-        """ps per token of KV read."""
+        """Picoseconds per token of KV that is read."""
         self.o_step: int = o_step
         """ps per step; at least 1, so that time always moves."""
         self.o_seq: int = o_seq
-        """ps per scheduled sequence."""
+        """Picoseconds per sequence that is scheduled in the step."""
         self.last_weight: int = len(weights) - 1
+        self.link: LinkCost | None = link
+        """What copies to and from host memory take; None if the link is not known."""
 
     @classmethod
     def from_coefficients(
@@ -128,6 +141,12 @@ class StepCost:
             o_seq=_integer("o_seq", data["o_seq"]),
         )
 
+    def with_link(self, link: LinkCost | None) -> StepCost:
+        """The same steps with this link to host memory."""
+        return StepCost(
+            self.c_tok, self.c_pair, self.weights, self.m_ctx, self.o_step, self.o_seq, link
+        )
+
     def to_dict(self) -> dict[str, int | list[int]]:
         """The coefficients by name, ready for YAML or JSON."""
         return {
@@ -140,7 +159,9 @@ class StepCost:
         }
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StepCost) and self.to_dict() == other.to_dict()
+        if not isinstance(other, StepCost):
+            return NotImplemented
+        return self.to_dict() == other.to_dict() and self.link == other.link
 
     def __hash__(self) -> int:
         return hash((self.c_tok, self.c_pair, self.weights, self.m_ctx, self.o_step, self.o_seq))

@@ -56,9 +56,9 @@ class Fit:
     knee_tokens: int
     delay_s: float
     predicted_s: tuple[float, ...]
-    """For each sample, in order."""
+    """The predicted time of each sample, in the order of the samples."""
     errors: tuple[float, ...]
-    """Relative: predicted / measured - 1."""
+    """The relative error of each sample: predicted / measured - 1."""
 
     def error(self, percent: float, kind: str = "", samples: Sequence[Sample] = ()) -> float:
         """Percentile of the absolute relative errors, of all samples or those of a kind."""

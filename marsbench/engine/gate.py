@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from marsbench.admission.base import AdmissionPolicy, SystemView, Unlimited
+from marsbench.admission.base import AdmissionPolicy, SystemView
 from marsbench.core import to_ps, to_s
-from marsbench.engine.sessions import SessionState
+from marsbench.engine.life import SessionState
 from marsbench.errors import PolicyError
+from marsbench.system import is_null
 
 MAX_IDLE_TICKS = 100_000
 """Ticks in a row with nothing running, due or admitted after which a policy is stuck."""
@@ -19,7 +20,6 @@ class Gate:
     def __init__(
         self,
         policy: AdmissionPolicy,
-        states: Sequence[SessionState],
         submit: Callable[[SessionState, int], None],
         tick_at: Callable[[int], None],
     ) -> None:
@@ -27,10 +27,9 @@ class Gate:
         self.pending: list[SessionState] = []
         """In order of arrival here."""
         self._policy = policy
-        self._states = states
         self._submit = submit
         self._request_tick = tick_at
-        self._gated = type(policy) is not Unlimited
+        self._gated = not is_null(policy)
         self._tick_at_ps = -1
         self._idle_ticks = 0
 
@@ -44,11 +43,12 @@ class Gate:
         """Let in whom the policy chooses."""
         pending = self.pending
         chosen = self._policy.admit(list(pending), view, to_s(at_ps))
+        waiting = {state.session: state for state in pending} if chosen else {}
         for session in chosen:
-            state = self._states[session.session]
-            if state not in pending:
+            state = waiting.pop(session.session, None)
+            if state is None:
                 raise PolicyError(
-                    f"admission let session {state.recorded.session_id!r} in, which is not pending"
+                    f"admission let session {session.session} in, which is not pending"
                 )
             pending.remove(state)
             self._submit(state, at_ps)

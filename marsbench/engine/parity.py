@@ -8,14 +8,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from marsbench.core import Session, TurnPlan, plan_turns, to_ps, to_s
-from marsbench.engine.base import CoreListener, CoreStats, EngineCore, Request, StepTrace
+from marsbench.engine.base import (
+    CoreListener,
+    CoreStats,
+    EngineCore,
+    Request,
+    StepTrace,
+    StoredChunks,
+    TurnKey,
+)
 from marsbench.errors import EngineError
 
 FOREVER_PS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class FixedScript:
     """One session with fixed times: nothing of it depends on the machine that runs it."""
 
     arrival_ps: int
@@ -48,7 +56,7 @@ class Moment(NamedTuple):
 
 @dataclass(slots=True)
 class RunLog:
-    """What one core did. Implements the core's listener and its step trace."""
+    """Everything that one core did. It listens to the core and traces its steps."""
 
     steps: list[Step] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
@@ -56,7 +64,7 @@ class RunLog:
     finished: list[tuple[Request, int]] = field(default_factory=list)
     ttfts_ps: list[int] = field(default_factory=list)
     forward: CoreListener | None = None
-    """Whom to tell everything as well: the driver of a full cell."""
+    """A second listener that is told everything as well, such as the driver of a full cell."""
 
     def step(
         self,
@@ -69,8 +77,8 @@ class RunLog:
         assert index == len(self.steps), (index, len(self.steps))
         self.steps.append(Step(start_ps, tuple(scheduled), tuple(preempted), free_blocks))
 
-    def _note(self, what: str, request: Request, at_ps: int, *values: int) -> None:
-        self.moments.append(Moment(what, request.session, request.turn_index, at_ps, values))
+    def _note(self, what: str, turn: TurnKey, at_ps: int, *values: int) -> None:
+        self.moments.append(Moment(what, turn.session, turn.turn_index, at_ps, values))
 
     def on_scheduled_first(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
         self._note("scheduled first", request, at_ps, cached, uncached)
@@ -116,6 +124,26 @@ class RunLog:
         if self.forward is not None:
             self.forward.on_unpin(session, turn_index, at_ps, blocks, reason, held_ps)
 
+    def on_load(self, turn: TurnKey, at_ps: int, local_tokens: int, loaded_tokens: int) -> None:
+        self._note("load", turn, at_ps, local_tokens, loaded_tokens)
+        if self.forward is not None:
+            self.forward.on_load(turn, at_ps, local_tokens, loaded_tokens)
+
+    def on_loaded(self, turn: TurnKey, at_ps: int, chunks: int, waited_ps: int) -> None:
+        self._note("loaded", turn, at_ps, chunks, waited_ps)
+        if self.forward is not None:
+            self.forward.on_loaded(turn, at_ps, chunks, waited_ps)
+
+    def on_store(self, turn: TurnKey, at_ps: int, stored: StoredChunks) -> None:
+        self._note("store", turn, at_ps, *stored)
+        if self.forward is not None:
+            self.forward.on_store(turn, at_ps, stored)
+
+    def on_stored(self, turn: TurnKey, at_ps: int, chunks: int) -> None:
+        self._note("stored", turn, at_ps, chunks)
+        if self.forward is not None:
+            self.forward.on_stored(turn, at_ps, chunks)
+
 
 class TracedCore(EngineCore, Protocol):
     """A core that reports single steps when ``trace`` is set."""
@@ -126,10 +154,10 @@ class TracedCore(EngineCore, Protocol):
 CoreFactory = Callable[[CoreListener], TracedCore]
 
 
-def scripts(sessions: Sequence[Session]) -> list[Script]:
+def scripts(sessions: Sequence[Session]) -> list[FixedScript]:
     """Sessions as recorded: arrivals as given (else all at 0), tools take their wall time."""
     prefixes: dict[str, int] = {}
-    made: list[Script] = []
+    made: list[FixedScript] = []
     for session in sessions:
         prefix = session.shared_prefix
         prefix_id = -1 if prefix is None else prefixes.setdefault(prefix.prefix_id, len(prefixes))
@@ -138,7 +166,7 @@ def scripts(sessions: Sequence[Session]) -> list[Script]:
             for turn in session.turns
         ]
         made.append(
-            Script(
+            FixedScript(
                 to_ps(session.arrival_s or 0.0),
                 tuple(plan_turns(session)),
                 tuple(to_ps(gap) for gap in gaps_s),
@@ -151,7 +179,7 @@ def scripts(sessions: Sequence[Session]) -> list[Script]:
 
 def run(
     make: CoreFactory,
-    sessions: Sequence[Script],
+    sessions: Sequence[FixedScript],
     *,
     traced: bool = True,
     until_ps: int = FOREVER_PS,
@@ -187,7 +215,7 @@ def run(
     return log
 
 
-def _request(script: Script, number: int, turn_index: int, ready_ps: int) -> Request:
+def _request(script: FixedScript, number: int, turn_index: int, ready_ps: int) -> Request:
     plan = script.turns[turn_index]
     return Request(
         session=number,
@@ -258,8 +286,18 @@ def _moment(moment: Moment) -> str:
 
 
 def summary(log: RunLog) -> dict[str, float]:
-    """Totals of a run, comparable between engines."""
+    """The totals of a run, which can be compared between engines."""
     finished = [m for m in log.moments if m.what == "finished"]
+    tier = log.stats.tier
+    host: dict[str, float] = {}
+    if tier is not None:
+        host = {
+            "loaded_tokens": sum(m.values[1] for m in log.moments if m.what == "load"),
+            "stored_blocks": tier.stored_blocks,
+            "loaded_blocks": tier.loaded_blocks,
+            "host_evicted_blocks": tier.evicted_blocks,
+            "store_stall_s": to_s(tier.stall_ps),
+        }
     ends = [at_ps - r.session_arrival_ps for r, at_ps in log.finished if r.is_last]
     return {
         "steps": log.stats.steps,
@@ -273,4 +311,5 @@ def summary(log: RunLog) -> dict[str, float]:
         "recomputed_tokens": sum(m.values[1] for m in finished),
         "preemptions": log.stats.preemptions,
         "evicted_blocks": log.stats.evicted_blocks,
+        **host,
     }

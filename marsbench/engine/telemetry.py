@@ -3,36 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from marsbench.core import PS_PER_S
+from marsbench.admission.base import SystemView
+from marsbench.core import PS_PER_S, HostView
 from marsbench.engine.base import EngineCore
-from marsbench.engine.sessions import SessionState
+from marsbench.engine.life import CallState, Life, SessionState
+from marsbench.events import Kind
+from marsbench.tools.base import ToolModel
 
-if TYPE_CHECKING:
-    from marsbench.engine.driver import Driver
+Sample = tuple[Kind, tuple[int, ...]]
+"""An event of telemetry and its payload."""
+
+
+class Replicas(Protocol):
+    """The engines that a core is made of."""
+
+    @property
+    def views(self) -> Sequence[SystemView]:
+        """Those that live."""
+        ...
+
+    def samples(self) -> list[Sample]:
+        """Telemetry of each."""
+        ...
+
+
+class Alone:
+    """A core that is one engine."""
+
+    views: Sequence[SystemView] = ()
+
+    def samples(self) -> list[Sample]:
+        """Nothing beside the core's own."""
+        return []
+
 
 SAMPLE_PS = 5 * PS_PER_S
 """Least time between two telemetry samples in the log."""
-
-KvSample = tuple[int, int, int, int, int, int]
-"""Payload of KV_STATS."""
-CpuSample = tuple[int, int, int, int]
-"""Payload of CPU_STATS."""
 
 
 class Telemetry:
     """Engine and tools as a gateway sees them (``admission.base.SystemView``)."""
 
-    def __init__(self, driver: Driver, core: EngineCore, tool_cores: int) -> None:
-        self._driver = driver
+    def __init__(
+        self,
+        life: Life,
+        core: EngineCore,
+        tools: ToolModel,
+        tool_queue: Sequence[CallState],
+        tool_cores: int,
+        replicas: Replicas,
+    ) -> None:
+        self._life = life
         self._core = core
+        self._tools = tools
+        self._tool_queue = tool_queue
         self.block_size = core.view.block_size
-        self.num_blocks = core.view.num_blocks
         self.tool_cores = tool_cores
+        self._replicas = replicas
         self._sampled_ps = 0
         self._referenced_block_ps = 0
         self._evicted_blocks = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks of the engine."""
+        return self._core.view.num_blocks
+
+    @property
+    def replicas(self) -> Sequence[SystemView]:
+        """The engines one by one; none where there is one."""
+        return self._replicas.views
 
     @property
     def free_blocks(self) -> int:
@@ -43,6 +85,11 @@ class Telemetry:
     def pinned_blocks(self) -> int:
         """Blocks held by retention."""
         return self._core.view.pinned_blocks
+
+    @property
+    def host(self) -> HostView | None:
+        """Host memory for KV, if there is any."""
+        return self._core.view.host
 
     @property
     def num_running(self) -> int:
@@ -57,27 +104,27 @@ class Telemetry:
     @property
     def active(self) -> Sequence[SessionState]:
         """Admitted, unfinished sessions in order of admission."""
-        return list(self._driver.active.values())
+        return list(self._life.active.values())
 
     @property
     def tools_running(self) -> int:
         """Calls that run."""
-        return self._driver.tools.running
+        return self._tools.running
 
     @property
     def tools_queued(self) -> int:
         """Calls that wait for a slot."""
-        return len(self._driver.tool_queue)
+        return len(self._tool_queue)
 
     @property
     def prefix_cache_hit_rate(self) -> float:
         """Token-weighted, over the last turns scheduled."""
-        cached, prompt = self._driver.recent_hits()
+        cached, prompt = self._life.recent_hits()
         return cached / prompt if prompt else 1.0
 
-    def sample(self, now_ps: int) -> tuple[KvSample, CpuSample]:
+    def samples(self, now_ps: int) -> list[Sample]:
         """Engine and tools now, and what they did since the last sample."""
-        driver, core = self._driver, self._core
+        core, tools = self._core, self._tools
         stats, view = core.stats, core.view
         span_ps = now_ps - self._sampled_ps
         referenced = stats.referenced_block_ps - self._referenced_block_ps
@@ -88,14 +135,17 @@ class Telemetry:
         pinned = min(view.pinned_blocks, held)
         mean_referenced = referenced * 1000 // span_ps if span_ps > 0 else 0
         kv = (free, held - pinned, pinned, core.cached_blocks(), mean_referenced, evicted)
-        tools = driver.tools
         cpu = (
             tools.running,
-            len(driver.tool_queue),
+            len(self._tool_queue),
             tools.busy_core_ps(now_ps),
             stats.busy_ps,
         )
         self._sampled_ps = now_ps
         self._referenced_block_ps = stats.referenced_block_ps
         self._evicted_blocks = stats.evicted_blocks
-        return kv, cpu
+        found: list[Sample] = [(Kind.KV_STATS, kv), (Kind.CPU_STATS, cpu)]
+        if stats.tier is not None:
+            found.append((Kind.HOST_STATS, stats.tier.host_sample()))
+            found.append((Kind.LINK_STATS, stats.tier.link_sample()))
+        return found + self._replicas.samples()

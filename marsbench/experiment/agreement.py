@@ -18,6 +18,9 @@ from marsbench.tables import build_tables
 
 Totals = dict[str, float]
 
+TOLERANCE = 0.25
+"""Most relative difference of two engines' mean session latencies that counts as agreement."""
+
 
 @dataclass(frozen=True, slots=True)
 class Played:
@@ -106,6 +109,43 @@ def session_errors(first: Played, second: Played) -> SessionErrors:
     varied = len(set(left)) > 1 and len(set(right)) > 1
     rank = float(spearmanr(left, right).statistic) if len(both) > 2 and varied else math.nan
     return SessionErrors(errors, rank)
+
+
+def disagreement(
+    pairs: Mapping[str, tuple[Played, Played]], engines: tuple[str, str], tolerance: float
+) -> str | None:
+    """One line if the mean session latency of any system differs by more than the tolerance, or is
+    known on one engine only; it names the worst.
+    """
+    left, right = engines
+    gaps: dict[str, float] = {}
+    for system, both in pairs.items():
+        first, second = (played.totals["mean_latency_s"] for played in both)
+        if math.isnan(first) or math.isnan(second):
+            return f"{system}: no session completed on {left if math.isnan(first) else right}"
+        gaps[system] = second / first - 1.0
+    beyond = [system for system, gap in gaps.items() if abs(gap) > tolerance]
+    if not beyond:
+        return None
+    worst = max(beyond, key=lambda system: abs(gaps[system]))
+    return (
+        f"{left} and {right} do not agree on {len(beyond)} of {len(gaps)} systems: the mean session "
+        f"latency of {worst} on {right} is {gaps[worst]:+.0%} of that on {left}, beyond --tolerance "
+        f"{tolerance:g}; calibrate the profile, or repeat it on an idle machine"
+    )
+
+
+def quicker_than_ideal(slowdowns: Sequence[float]) -> str | None:
+    """One line if sessions on a server were faster than alone in the simulation (a slowdown below 1)."""
+    known = [value for value in slowdowns if not math.isnan(value)]
+    below = [value for value in known if value < 1.0]
+    if not below:
+        return None
+    return (
+        f"{len(below)} of {len(known)} sessions took less time than their simulated ideal (slowdown "
+        f"down to {min(below):.2f}): the profile's step times are not this server's, so slowdowns mean "
+        "little; `marsbench calibrate` fits them"
+    )
 
 
 def order_agreement(first: Mapping[str, float], second: Mapping[str, float]) -> OrderAgreement:

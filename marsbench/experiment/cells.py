@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ class Point:
     """What cells that differ only in their system share: sessions and arrivals are the same."""
 
     workload: str
-    """As given: a registered name or a path."""
+    """The workload as it was given: a registered name or a path."""
     profile: str
     tool_cores: int
     load: float | None
@@ -22,41 +23,52 @@ class Point:
     rate_per_s: float | None
     """Sessions per second, as given; None if the load is given instead, or there is none."""
     seed: int
+    host_kv_gib: float = 0.0
+    """Host memory for KV per GPU."""
+    replicas: int = 1
+    """Engines behind one front door."""
 
     def describe(self) -> str:
-        """For progress and error lines."""
+        """A short text that names it in progress and error lines."""
         rate = "own pace"
         if self.load is not None:
             rate = f"load {self.load:g}"
         elif self.rate_per_s is not None:
             rate = f"{self.rate_per_s:g}/s"
         name = Path(self.workload).name
-        return f"{name} {self.profile} {rate} {self.tool_cores} cores seed {self.seed}"
+        host = f" {self.host_kv_gib:g} GiB host" if self.host_kv_gib else ""
+        many = f" {self.replicas} replicas" if self.replicas > 1 else ""
+        return f"{name} {self.profile} {rate} {self.tool_cores} cores{host}{many} seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One simulation of the grid."""
+    """One run of the grid: a point of it, and the system that plays there."""
 
     index: int
     point: Point
     system: str
 
     def describe(self) -> str:
-        """For progress and error lines."""
+        """A short text that names it in progress and error lines."""
         return f"{self.system} {self.point.describe()}"
 
 
 def points(config: ExperimentConfig) -> Iterator[Point]:
-    """Grid points in order: workload, profile, tool cores, load then rate, seed."""
+    """Grid points in order: workload, profile, tool cores, host memory, replicas, load, rate, seed."""
     pressures: list[tuple[float | None, float | None]] = [(load, None) for load in config.load]
     pressures += [(None, rate) for rate in config.rate_per_s]
-    for workload in config.workload:
-        for profile in config.profile:
-            for tool_cores in config.tool_cores:
-                for load, rate in pressures or [(None, None)]:
-                    for seed in range(config.first_seed, config.first_seed + config.seeds):
-                        yield Point(workload, profile, tool_cores, load, rate, seed)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    for workload, profile, cores, host_kv_gib, replicas, (load, rate), seed in itertools.product(
+        config.workload,
+        config.profile,
+        config.tool_cores,
+        config.host_kv_gib,
+        config.replicas,
+        pressures or [(None, None)],
+        seeds,
+    ):
+        yield Point(workload, profile, cores, load, rate, seed, host_kv_gib, replicas)
 
 
 def grid(config: ExperimentConfig) -> list[Cell]:

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 from marsbench.arrival import ArrivalPlan, arrival_rng, arrivals
 from marsbench.config import OWN_PACE, ExperimentConfig, Value
 from marsbench.core import Session, plan_turns
+from marsbench.engine.plan import Engine
 from marsbench.errors import ConfigError
 from marsbench.experiment import tasks, tuning
 from marsbench.experiment.capacity import Capacity, search
 from marsbench.experiment.cells import Cell, Point, points
+from marsbench.experiment.fleets import check_fleet
 from marsbench.experiment.ideal import ideal_latencies_s
 from marsbench.experiment.memo import Memo, code_digest, digest, sessions_digest
-from marsbench.experiment.pool import Pool
+from marsbench.experiment.pool import Workers
 from marsbench.experiment.wiring import (
-    RunCell,
     Setup,
     check_flags,
+    check_start,
     deployment,
+    for_ideals,
     in_virtual_time,
-    is_live,
     numbers,
+    on_own_engine,
+    opened,
     try_out,
 )
 from marsbench.registry import table
 from marsbench.system import System
-from marsbench.trace.workload import Workload
+from marsbench.trace.workload import Workload, original_session
 
 
 class Reporter(Protocol):
     """Who is told how an experiment goes."""
 
     def note(self, text: str) -> None:
-        """Something the reader should know; one line."""
+        """There is something the reader should know, in one line."""
         ...
 
     def stage(self, text: str) -> None:
-        """What is being done before the cells run."""
+        """A stage of the preparation, before the cells run, begins."""
         ...
 
     def begin(self, num_cells: int, num_sessions: int) -> None:
@@ -66,15 +71,23 @@ class Lab:
 
     config: ExperimentConfig
     memo: Memo
-    pool: Pool
+    pool: Workers
     reporter: Reporter
-    run_cell: RunCell | None = None
-    """Instead of the real driver (tests)."""
+    engine: Engine | None = None
+    """Used for every simulation instead of the engines that the configuration names (tests)."""
     _workloads: dict[str, Workload] = field(default_factory=dict)
     _sessions: dict[tuple[str, int, str, int], tuple[Session, ...]] = field(default_factory=dict)
-    _capacities: dict[tuple[str, str, int], Capacity] = field(default_factory=dict)
-    _ideals: dict[tuple[str, str, int, int], dict[str, float | None]] = field(default_factory=dict)
-    _tuned: dict[tuple[str, str, str, int], dict[str, Any]] = field(default_factory=dict)
+    _capacities: dict[tuple[str, str, int, float], Capacity] = field(default_factory=dict)
+    _ideals: dict[tuple[str, str, int, float, int], dict[str, float | None]] = field(
+        default_factory=dict
+    )
+    _tuned: dict[tuple[str, str, str, int, float], dict[str, Any]] = field(default_factory=dict)
+
+    def at(self, config: ExperimentConfig) -> Lab:
+        """A lab for another number of sessions or other arrivals on the same workloads, profiles and
+        systems: what is measured there (capacity, tuned parameters) is shared.
+        """
+        return replace(self, config=config, _ideals={})
 
     @cached_property
     def systems(self) -> dict[str, tuple[tuning.Chosen, System]]:
@@ -90,15 +103,31 @@ class Lab:
         if config.tools.name not in {**TOOL_MODELS, **TOOL_EXECUTORS}:
             raise unknown("tool model", config.tools.name, {**TOOL_MODELS, **TOOL_EXECUTORS})
         for profile in config.profile:
-            setup = self._in_time(Setup.of(config, profile, config.tool_cores[0]))
+            most_gib = max(config.host_kv_gib)
+            setup = Setup.of(config, profile, config.tool_cores[0], most_gib)
             for name, (_, system) in self.systems.items():
-                try_out(setup, system, config.params.get(name), run_cell=self.run_cell)
+                check_start(setup, system, config.params.get(name, {}))
+                check_fleet(system, setup.engine, max(config.replicas), most_gib)
+            self._try_out(for_ideals(setup))
         names = [self.workload(spec).name for spec in config.workload]
         if len(set(names)) < len(names):
             raise ConfigError(f"two workloads are called {max(names, key=names.count)!r}; rename")
         for point in points(config):
             rate_per_s = point.rate_per_s if point.load is None else 1.0
             self.arrivals(point.workload, self.cell_sessions(point), rate_per_s, point.seed)
+
+    def _try_out(self, setup: Setup) -> None:
+        """Every system on a deployment; those of an engine of their own on one of that kind."""
+        with ExitStack() as stack:
+            opened_engines: dict[str, Engine] = {}
+            for name, (_, system) in self.systems.items():
+                own = on_own_engine(setup, system)
+                engine = self.engine
+                if engine is None and own is not setup:
+                    if own.engine not in opened_engines:
+                        opened_engines[own.engine] = stack.enter_context(opened(own))
+                    engine = opened_engines[own.engine]
+                try_out(own, system, self.config.params.get(name), engine=engine)
 
     def workload(self, spec: str) -> Workload:
         """An opened workload."""
@@ -127,10 +156,24 @@ class Lab:
             point.workload, seed=point.seed, split=self.config.split, num=self.config.sessions
         )
 
+    def sampling(self) -> Iterator[tuple[str, bool]]:
+        """For each workload, what is replayed in one line, and whether sessions have to repeat."""
+        config = self.config
+        for spec in config.workload:
+            asked = {point.seed: self.cell_sessions(point) for point in points(config)
+                     if point.workload == spec}  # fmt: skip
+            ids = [[original_session(s.session_id) for s in chosen] for chosen in asked.values()]
+            fewest, distinct = min(len(set(cell)) for cell in ids), len(set().union(*ids))
+            text = (
+                f"{self.workload(spec).name}: {config.sessions} sessions a cell, {fewest} distinct; "
+                f"{distinct} distinct in all (split {config.split}, {_times(config.seeds, 'seed')})"
+            )
+            yield text, fewest < config.sessions
+
     def arrivals(
         self, spec: str, sessions: tuple[Session, ...], rate_per_s: float | None, seed: int
     ) -> ArrivalPlan:
-        """When the sessions arrive; the same seed gives the same pattern at every rate."""
+        """When the sessions arrive. The same seed gives the same pattern at every rate."""
         return arrivals(
             self.config.arrival.name,
             sessions,
@@ -148,20 +191,43 @@ class Lab:
         """Session arrivals per second at a point; None if arrivals have their own pace."""
         if point.load is None:
             return point.rate_per_s
-        capacity = self.capacity(point.workload, point.profile, point.tool_cores)
-        return point.load * capacity.sessions_per_s
+        capacity = self.point_capacity(point)
+        return point.load * point.replicas * capacity.sessions_per_s
 
-    def capacity(self, spec: str, profile: str, tool_cores: int) -> Capacity:
+    @property
+    def has_host_memory(self) -> bool:
+        """Whether any cell of the experiment has host memory for KV; then all say how much."""
+        return any(self.config.host_kv_gib)
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether any cell of the experiment has several replicas; then all say how many."""
+        return self.config.replicas != (1,)
+
+    def point_capacity(self, point: Point) -> Capacity:
+        """The capacity that a point's load is a share of: with its tools and its host memory.
+
+        Of several replicas it is that of each, with its share of the tool cores.
+        """
+        cores = point.tool_cores
+        share = max(cores // point.replicas, 1) if cores else 0
+        return self.capacity(point.workload, point.profile, share, point.host_kv_gib)
+
+    def capacity(
+        self, spec: str, profile: str, tool_cores: int, host_kv_gib: float = 0.0
+    ) -> Capacity:
         """The measured or remembered capacity."""
-        key = (spec, profile, tool_cores)
+        key = (spec, profile, tool_cores, host_kv_gib)
         if key not in self._capacities:
             self._capacities[key] = self._find_capacity(*key)
         return self._capacities[key]
 
-    def _find_capacity(self, spec: str, profile: str, tool_cores: int) -> Capacity:
+    def _find_capacity(
+        self, spec: str, profile: str, tool_cores: int, host_kv_gib: float
+    ) -> Capacity:
         wanted = self.config.capacity
         sessions = self.sessions(spec, seed=wanted.seed, split="all", num=wanted.sessions)
-        setup = self._yardstick(profile, tool_cores)
+        setup = self._yardstick(profile, tool_cores, host_kv_gib)
         inputs = {
             "workload": self.workload(spec).name,
             "sessions": sessions_digest(sessions),
@@ -174,9 +240,8 @@ class Lab:
         self.reporter.stage(
             f"capacity of {self.workload(spec).name} on {profile}, {_cores(tool_cores)}"
         )
-        engine = deployment(profile)[0].engine_config(
-            **check_flags("engine.params", setup.engine_flags)
-        )
+        flags = check_flags("engine.params", setup.engine_flags)
+        engine = deployment(profile)[0].engine_config(**flags)
         peak = [max(p.prompt_tokens + p.output_tokens for p in plan_turns(s)) for s in sessions]
         mean_peak_tokens = sum(peak) / len(peak)
         first = round(engine.num_blocks * engine.block_size / mean_peak_tokens)
@@ -184,7 +249,7 @@ class Lab:
         def measure(numbers: Any) -> list[float]:
             return self.pool.map(
                 tasks.rate,
-                [tasks.RateTask(setup, sessions, number, self.run_cell) for number in numbers],
+                [tasks.RateTask(setup, sessions, number, self.engine) for number in numbers],
             )
 
         capacity = search(measure, first=first)
@@ -197,15 +262,16 @@ class Lab:
 
     def ideals(self, point: Point) -> Mapping[str, float | None]:
         """Session id -> ideal latency of a point's sessions."""
-        key = (point.workload, point.profile, point.tool_cores, point.seed)
+        host = point.host_kv_gib
+        key = (point.workload, point.profile, point.tool_cores, host, point.seed)
         if key not in self._ideals:
-            setup = self._in_time(Setup.of(self.config, point.profile, point.tool_cores))
+            setup = for_ideals(Setup.of(self.config, point.profile, point.tool_cores, host))
             name = self.workload(point.workload).name
 
             def measure(chunks: Any) -> list[list[float | None]]:
                 if chunks:
                     self.reporter.stage(f"ideal latencies of {name} on {point.profile}")
-                work = [tasks.IdealTask(setup, tuple(chunk), self.run_cell) for chunk in chunks]
+                work = [tasks.IdealTask(setup, tuple(chunk), self.engine) for chunk in chunks]
                 return self.pool.map(tasks.ideal, work)
 
             self._ideals[key] = ideal_latencies_s(
@@ -229,7 +295,8 @@ class Lab:
     def tuned(self, cell: Cell) -> dict[str, Any]:
         """{"params", "tried": [[params, mean latency], ...]} of a tuned system at a point."""
         point = cell.point
-        key = (cell.system, point.workload, point.profile, point.tool_cores)
+        host = point.host_kv_gib
+        key = (cell.system, point.workload, point.profile, point.tool_cores, host)
         if key not in self._tuned:
             self._tuned[key] = self._tune(cell)
         return self._tuned[key]
@@ -237,7 +304,8 @@ class Lab:
     def _tune(self, cell: Cell) -> dict[str, Any]:
         chosen, system = self.systems[cell.system]
         point, wanted = cell.point, self.config.tuning
-        setup = self._yardstick(point.profile, point.tool_cores)
+        yardstick = self._yardstick(point.profile, point.tool_cores, point.host_kv_gib)
+        setup = on_own_engine(yardstick, system)
         sessions = self.sessions(
             point.workload, seed=wanted.seed, split="tuning", num=wanted.sessions
         )
@@ -246,6 +314,7 @@ class Lab:
         inputs = {
             "system": chosen.base,
             "grid": grid,
+            "limits": dict(system.limits),
             "sessions": sessions_digest(sessions),
             "arrivals": asdict(plan),
             **self._inputs(setup, table("SYSTEMS").get(chosen.base, chosen.base).split(".")[0]),
@@ -255,13 +324,19 @@ class Lab:
             self.reporter.stage(
                 f"tuning {chosen.base} on {self.workload(point.workload).name}: {len(grid)} candidates"
             )
-            work = [
-                tasks.TrialTask(
-                    setup, chosen.base, params, sessions, plan, wanted.seed, self.run_cell
-                )
-                for params in grid
-            ]
-            tried = list(zip(grid, self.pool.map(tasks.trial, work), strict=True))
+
+            with opened(setup, self.engine) as engine:
+
+                def measure(wider: list[tuning.Params]) -> list[float]:
+                    work = [
+                        tasks.TrialTask(
+                            setup, chosen.base, params, sessions, plan, wanted.seed, engine
+                        )
+                        for params in wider
+                    ]
+                    return self.pool.map(tasks.trial, work)
+
+                tried = tuning.search(system, measure)
             found = {"params": tuning.pick(tried), "tried": [list(pair) for pair in tried]}
             self.memo.put("tuning", inputs, found)
         return found
@@ -271,7 +346,7 @@ class Lab:
         wanted = self.config.tuning
         rate_per_s = None
         if self.config.arrival.name not in OWN_PACE:
-            capacity = self.capacity(point.workload, point.profile, point.tool_cores)
+            capacity = self.point_capacity(point)
             rate_per_s = wanted.load * capacity.sessions_per_s
         return self.arrivals(point.workload, sessions, rate_per_s, wanted.seed)
 
@@ -279,26 +354,19 @@ class Lab:
         """Everything a profile says."""
         return deployment(profile)[0].model_dump(mode="json")
 
-    def measured_capacities(self) -> Mapping[tuple[str, str, int], Capacity]:
-        """(workload, profile, tool cores) -> capacity, of those that were needed."""
+    def measured_capacities(self) -> Mapping[tuple[str, str, int, float], Capacity]:
+        """(workload, profile, tool cores, host GiB) -> capacity, of those that were needed."""
         return self._capacities
 
-    def measured_tunings(self) -> Mapping[tuple[str, str, str, int], dict[str, Any]]:
-        """(system, workload, profile, tool cores) -> what tuning found, of those needed."""
+    def measured_tunings(self) -> Mapping[tuple[str, str, str, int, float], dict[str, Any]]:
+        """(system, workload, profile, tool cores, host GiB) -> what tuning found, of those needed."""
         return self._tuned
 
-    def _yardstick(self, profile: str, tool_cores: int) -> Setup:
+    def _yardstick(self, profile: str, tool_cores: int, host_kv_gib: float) -> Setup:
         """Loads and tuned parameters are found in ``sim`` whatever engine the cells run on, so that
         one load is one rate, and one system is the same system, on all of them.
         """
-        return in_virtual_time(Setup.of(self.config, profile, tool_cores))
-
-    @staticmethod
-    def _in_time(setup: Setup) -> Setup:
-        """Ideal latencies come from the cells' own engine if it is virtual. On a server each session
-        alone would take its time on the wall: there the profile's simulation stands for it.
-        """
-        return in_virtual_time(setup) if is_live(setup.engine) else setup
+        return in_virtual_time(Setup.of(self.config, profile, tool_cores, host_kv_gib))
 
     def _inputs(self, setup: Setup, *packages: str) -> dict[str, Any]:
         """What any simulation on a deployment depends on besides sessions and system."""
@@ -307,8 +375,12 @@ class Lab:
             **described,
             "profile": setup.profile,
             "profile_content": digest(self.profile_content(setup.profile)),
-            "code": code_digest(packages),
+            "code": code_digest(setup.engine, packages),
         }
+
+
+def _times(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _cores(tool_cores: int) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 
 from marsbench.core import Session
+from marsbench.engine import engine_kind
+from marsbench.engine.kind import VirtualTime
 from marsbench.engine.vllm.runtime import installed_version
-
-STAGES = ("core", "events", "records", "system", "admission", "arrival", "engine", "scheduler")
-"""Parts of marsbench whose code decides what a simulation gives."""
+from marsbench.sources import depends_on, path_of
+from marsbench.tools import TOOL_MODELS
 
 
 class Memo:
@@ -83,16 +84,24 @@ def sessions_digest(sessions: Sequence[Session]) -> str:
     return digest([session_digest(session) for session in sessions])
 
 
-def code_digest(packages: Iterable[str] = ()) -> str:
-    """24 hex digits of the simulating code, of ``packages`` and of an installed vLLM."""
-    roots = [_package_path("marsbench") / stage for stage in (*STAGES, "tools")]
-    roots += [_package_path(package) for package in packages]
+def code_digest(engine: str, packages: Iterable[str] = ()) -> str:
+    """24 hex digits of all code that decides what an engine in virtual time gives: its core, tools,
+    and what these import; the policies' ``packages``; the version of a package that it runs on.
+    """
+    kind = engine_kind(engine)
+    assert isinstance(kind, VirtualTime), engine
+    paths = (kind.core, *TOOL_MODELS.values())
+    roots = ["marsbench.engine.virtual", *(path.rpartition(".")[0] for path in paths)]
     total = hashlib.sha256()
-    for root in roots:
-        files = sorted(root.rglob("*.py")) if root.is_dir() else [root.with_suffix(".py")]
-        for file in (file for file in files if "live" not in file.parts):
+    for module in depends_on(roots):
+        source = path_of(module)
+        assert source is not None, module
+        total.update(module.encode() + b"\0" + source.read_bytes())
+    for root in map(_package_path, packages):
+        for file in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
             total.update(file.name.encode() + b"\0" + file.read_bytes())
-    total.update((installed_version() or "no vllm").encode())
+    if kind.package:
+        total.update((installed_version() or "found elsewhere").encode())
     return total.hexdigest()[:24]
 
 

@@ -7,13 +7,41 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from marsbench.errors import EngineError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class Workers(Protocol):
+    """Where tasks run."""
+
+    jobs: int
+    """1: in this process, one after the other."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]: ...
+    def settle(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        errors: tuple[type[Exception], ...],
+    ) -> Iterator[Result | Exception]: ...
+
+
+def open_workers(jobs: int | str) -> AbstractContextManager[Workers]:
+    """So many processes of this machine, or Ray: ``ray`` or ``ray://HOST:PORT``.
+
+    Raises ConfigError if Ray is not installed, EngineError if there is none at that address.
+    """
+    if isinstance(jobs, int):
+        return Pool(jobs)
+    from marsbench.experiment.ray_pool import RayPool
+
+    return RayPool(jobs)
 
 
 class Pool:

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marsbench import registry
-from marsbench.config import ExperimentConfig, config_digest, dump_config, load_config
+from marsbench.config import ExperimentConfig, config_digest, dump_config
 from marsbench.core import to_s
+from marsbench.drivers import DRIVERS
+from marsbench.drivers.base import Driver
+from marsbench.engine import engine_kind
+from marsbench.engine.kind import Opening, attribute
+from marsbench.engine.plan import Engine, Json, Progress
 from marsbench.environment import environment
-from marsbench.errors import ConfigError, EngineError, MarsbenchError, ResultsError
+from marsbench.errors import ConfigError, MarsbenchError, ResultsError
 from marsbench.experiment import tasks
 from marsbench.experiment.cells import Cell, grid
+from marsbench.experiment.fleets import check_engine
 from marsbench.experiment.lab import Lab, Reporter
 from marsbench.experiment.memo import Memo
-from marsbench.experiment.pool import Pool
+from marsbench.experiment.pool import Pool, Workers, open_workers
+from marsbench.experiment.resume import absolute_paths, examine, new_run_id
+from marsbench.experiment.shards import Shard
 from marsbench.experiment.stream.target import StalledError, Target
-from marsbench.experiment.wiring import RunCell, Setup, deployment, is_live
+from marsbench.experiment.wiring import Setup, deployment
 from marsbench.metrics import Cut
 from marsbench.runfolder import RunFolder, read_summary
 from marsbench.tables import CellKey
 
 if TYPE_CHECKING:
-    from marsbench.engine.live.engine import LiveEngine
     from marsbench.experiment.stream.hub import Hub
 
-OWN_FILES = (
-    "config.yaml", "environment.json", "summary.json", "report.html",
-    "events.parquet", "sessions.parquet", "turns.parquet",
-)  # fmt: skip
-OWN_FOLDERS = ("cells", "figures")
-"""What a run folder may hold; ``overwrite`` removes these and nothing else."""
+LOGS = "logs"
+"""Folder of a run for the logs of servers that failed."""
 
 
 @dataclass
@@ -61,36 +62,56 @@ def run_experiment(
     out: Path | None,
     *,
     reporter: Reporter,
-    jobs: int = 1,
+    jobs: int | str = 1,
     resume: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
-    run_cell: RunCell | None = None,
+    engine: Engine | None = None,
     stream: str = "",
     stream_wait: int = 0,
+    shard: Shard | None = None,
 ) -> RunResult:
     """Run every cell that is not finished yet and write the run folder.
 
     Raises MarsbenchError before the first cell if anything the user gave is wrong. A cell that
     fails does not stop the others; Ctrl-C and a full disk do; finished cells are kept in each
-    case. ``stream`` is an address to publish events at as they happen; the cells begin when it has
-    ``stream_wait`` observers.
+    case. ``jobs`` are processes, or where Ray is; ``shard`` is the part of the grid to run. ``stream`` is an address to publish events at as
+    they happen; the cells begin when it has ``stream_wait`` observers.
     """
+    if config.sustain is not None:
+        raise ConfigError(
+            "the experiment has a key sustain: `marsbench capacity` searches; run it with that, or "
+            "take the key out"
+        )
+    check_engine(config.engine.name, max(config.replicas))
     config = absolute_paths(config)
     memo = Memo(cache, reporter.note)
     run_id = new_run_id(config)
+    kind = engine_kind(config.engine.name)
+    serial = kind.one_at_a_time
+    path = out or Path("out") / run_id
+    opening = Opening(run_id, path / LOGS, reporter.note)
     with (
-        Pool(jobs) as pool,
-        live_engine(config, run_id, reporter) as live,
-        _stream(stream, live is not None, reporter) as hub,
+        open_workers(jobs) as pool,
+        kind.open(config.engine.params, opening) as opened,
+        driver(config, opened, opening) as driven,
+        _stream(stream, serial, reporter) as hub,
     ):
-        lab = Lab(config, memo, pool, reporter, run_cell)
+        lab = Lab(config, memo, pool, reporter, engine)
         lab.check()
-        path = out or Path("out") / run_id
-        before = _look(path, config, resume=resume, overwrite=overwrite)
+        say_sampling(lab, reporter)
+        whole = grid(config)
+        cells = whole if shard is None else shard.cells(whole)
+        indices = [cell.index for cell in cells]
+        facts: dict[str, Json] = {
+            "num_cells": len(whole),
+            **({"shard": str(shard)} if shard else {}),
+        }
+        before = examine(
+            path, config, indices, resume=resume, overwrite=overwrite, shard=str(shard or "")
+        )
         folder = RunFolder(path, before.run_id or run_id)
         folder.write_text("config.yaml", dump_config(config))
-        cells = grid(config)
         result = RunResult(path, num_cells=len(cells))
         if before.complete:
             reporter.note(f"{path} is complete: nothing to resume")
@@ -98,20 +119,32 @@ def run_experiment(
             return result
         left = [cell for cell in cells if cell.index not in folder.finished_cells()]
         target = hub.target(folder.run_id) if hub else None
-        work = [_task(lab, folder, cell, jobs, live, target) for cell in left]
-        folder.write_json("environment.json", _environment(lab, folder.run_id, cells))
+        runs = RunContext(
+            engine or driven, folder, target, Ticker(reporter) if jobs == 1 or serial else None
+        )
+        work = [cell_task(lab, cell, runs) for cell in left]
+        folder.write_json("environment.json", facts_of(lab, folder.run_id, facts))
         if hub:
-            indices = tuple(cell.index for cell in left)
-            hub.begin(folder.run_id, len(cells), indices, wait_for=stream_wait)
-        over = _run_cells(lab, left, work, result, pool if live is None else Pool(1))
-        if live is not None:
-            flags = live.server_flags
-            folder.write_json("environment.json", _environment(lab, folder.run_id, cells, flags))
+            waiting = tuple(cell.index for cell in left)
+            hub.begin(folder.run_id, len(cells), waiting, wait_for=stream_wait)
+        over = _run_cells(lab, left, work, result, Pool(1) if serial else pool)
+        if described := driven.described():
+            found = facts_of(lab, folder.run_id, facts, described)
+            folder.write_json("environment.json", found)
         folder.finish(complete=result.complete)
         result.summary = read_summary(path)
         if hub:
             hub.end(cells_over=over, complete=result.complete)
     return result
+
+
+def say_sampling(lab: Lab, reporter: Reporter) -> None:
+    """How many different sessions the cells have: the first thing a reader of results must know."""
+    for text, repeats in lab.sampling():
+        if repeats:
+            reporter.note(f"{text}; repeats are no new evidence: ask for fewer with --sessions")
+        else:
+            reporter.stage(text)
 
 
 def _stream(address: str, live: bool, reporter: Reporter) -> AbstractContextManager[Hub | None]:
@@ -127,26 +160,15 @@ def _stream(address: str, live: bool, reporter: Reporter) -> AbstractContextMana
     return open_hub(address, live=live, note=reporter.note)
 
 
-@contextmanager
-def live_engine(
-    config: ExperimentConfig, run_id: str, reporter: Reporter
-) -> Iterator[LiveEngine | None]:
-    """The servers of an experiment on a live engine, stopped afterwards; None for other engines."""
-    if not is_live(config.engine.name):
-        yield None
-        return
-    try:
-        from marsbench.engine.live.engine import LiveEngine
-    except ImportError as error:
-        raise EngineError(
-            f"engine {config.engine.name!r} cannot be loaded: {error}; "
-            "pip install 'marsbench[live]'"
-        ) from error
-    from marsbench.engine.live.options import split_options
-
-    options, _ = split_options(config.engine.params)
-    with LiveEngine(config.engine.name, options, salt=run_id, note=reporter.note) as live:
-        yield live
+def driver(
+    config: ExperimentConfig, engine: Engine, opening: Opening
+) -> AbstractContextManager[Engine]:
+    """What runs the cells: the engine, with whatever makes sessions act around it."""
+    known = {**registry.table("DRIVERS"), **DRIVERS}
+    if config.driver.name not in known:
+        raise registry.unknown("driver", config.driver.name, known)
+    made: Driver = attribute(known[config.driver.name])(config.driver.params)
+    return made.around(engine, opening)
 
 
 def _run_cells(
@@ -154,7 +176,7 @@ def _run_cells(
     cells: Sequence[Cell],
     work: Sequence[tasks.CellTask],
     result: RunResult,
-    pool: Pool,
+    pool: Workers,
 ) -> int:
     """How many cells are over, finished or failed."""
     reporter, over = lab.reporter, 0
@@ -170,7 +192,12 @@ def _run_cells(
                     break  # no other cell can be stored, or sent
             else:
                 assert not isinstance(outcome, Exception)
-                reporter.cell_done(cell, _outline(outcome))
+                reporter.cell_done(cell, outline(outcome))
+                for warning in outcome.get("warnings", ()):
+                    reporter.note(
+                        f"warning: {cell.system} on {Path(cell.point.workload).name}, "
+                        f"seed {cell.point.seed}: {warning}"
+                    )
     except KeyboardInterrupt:
         result.interrupted = True
     except Exception as error:  # whatever it is: it goes on, and says what is safe
@@ -181,19 +208,28 @@ def _run_cells(
     return over
 
 
-def _task(
-    lab: Lab,
-    folder: RunFolder,
-    cell: Cell,
-    jobs: int,
-    live: LiveEngine | None,
-    stream: Target | None,
-) -> tasks.CellTask:
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all cells of a run have in common."""
+
+    engine: Engine
+    folder: RunFolder
+    stream: Target | None
+    progress: Progress | None
+    """Who is told of sessions that finish; None where cells run in processes of their own."""
+
+
+def cell_task(lab: Lab, cell: Cell, runs: RunContext) -> tasks.CellTask:
+    """What a worker process needs to simulate, measure and store a cell."""
     point, config = cell.point, lab.config
     chosen, system = lab.systems[cell.system]
     sessions = lab.cell_sessions(point)
     arrivals = lab.point_arrivals(point)
-    labels = {"hindsight": chosen.variant == "best", "oracle": system.clairvoyant is not None}
+    labels = {
+        "hindsight": chosen.variant == "best",
+        "oracle": system.clairvoyant is not None,
+        "active": arrivals.closed_loop or 0,
+    }
     return tasks.CellTask(
         index=cell.index,
         key=CellKey(
@@ -205,9 +241,11 @@ def _task(
             rate_per_s=None if arrivals.closed_loop else lab.rate_per_s(point),
             seed=point.seed,
             tool_cores=point.tool_cores,
+            host_kv_gib=point.host_kv_gib if lab.has_host_memory else None,
+            replicas=point.replicas if lab.has_replicas else None,
         ),
-        folder=folder,
-        setup=Setup.of(config, point.profile, point.tool_cores),
+        folder=runs.folder,
+        setup=Setup.of(config, point.profile, point.tool_cores, point.host_kv_gib, point.replicas),
         system=chosen.base,
         candidates=lab.candidates(cell),
         sessions=sessions,
@@ -215,14 +253,13 @@ def _task(
         ideal_s=lab.ideals(point),
         cut=Cut(config.cut.warmup_s, config.cut.cooldown_s),
         labels={name: value for name, value in labels.items() if value},
-        run_cell=lab.run_cell if live is None else live.run_cell,
-        progress=_Ticker(lab.reporter) if jobs == 1 or live is not None else None,
-        measured=None if live is None else lambda: {"live": live.reports[-1]},
-        stream=stream,
+        engine=runs.engine,
+        progress=runs.progress,
+        stream=runs.stream,
     )
 
 
-class _Ticker:
+class Ticker:
     """A driver's progress, passed on in seconds."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -232,7 +269,7 @@ class _Ticker:
         self._reporter.tick(done_sessions, to_s(now_ps))
 
 
-def _outline(entry: Mapping[str, Any]) -> str:
+def outline(entry: Mapping[str, Any]) -> str:
     """One line about a finished cell."""
     metrics, counts = entry["metrics"], entry["sessions"]
     mean_s = metrics["session_latency_s"]["mean"]
@@ -241,10 +278,13 @@ def _outline(entry: Mapping[str, Any]) -> str:
     return f"{latency}, {counts['completed']}/{counts['arrived']} sessions{failed}"
 
 
-def _environment(
-    lab: Lab, run_id: str, cells: Sequence[Cell], server_flags: Mapping[str, Any] | None = None
+def facts_of(
+    lab: Lab,
+    run_id: str,
+    facts: Mapping[str, Json],
+    server_flags: Mapping[str, Json] | None = None,
 ) -> dict[str, Any]:
-    """What the results depend on besides the config, and what was measured on the way."""
+    """What the results depend on besides the config, what was measured on the way, and ``facts``."""
     config = lab.config
     inputs, provenance = {}, {}
     for spec in config.workload:
@@ -263,104 +303,20 @@ def _environment(
         extra={
             "run_id": run_id,
             "config_digest": config_digest(config),
-            "num_cells": len(cells),
+            **facts,
             "workload_provenance": provenance,
             "capacity": [
-                {"workload": w, "profile": p, "tool_cores": c, **asdict(capacity)}
-                for (w, p, c), capacity in lab.measured_capacities().items()
+                {"workload": w, "profile": p, "tool_cores": c, **_host(h), **asdict(capacity)}
+                for (w, p, c, h), capacity in lab.measured_capacities().items()
             ],
             "tuned": [
-                {"system": s, "workload": w, "profile": p, "tool_cores": c, **found}
-                for (s, w, p, c), found in lab.measured_tunings().items()
+                {"system": s, "workload": w, "profile": p, "tool_cores": c, **_host(h), **found}
+                for (s, w, p, c, h), found in lab.measured_tunings().items()
             ],
         },
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """What a folder held before the run."""
-
-    run_id: str | None = None
-    complete: bool = False
-
-
-def _look(path: Path, config: ExperimentConfig, *, resume: bool, overwrite: bool) -> _Before:
-    """Decide what to do with what is in the folder; raises if that is not the user's wish."""
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--out {path}: is a file, not a folder; choose another name")
-    try:
-        found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be read: {error.strerror}") from error
-    foreign = [name for name in found if name not in OWN_FILES + OWN_FOLDERS and name[0] != "."]
-    if not found:
-        return _Before()
-    if foreign:
-        raise ConfigError(
-            f"--out {path}: holds {foreign[0]!r}, which is no part of a run; choose another folder"
-        )
-    if overwrite or not _has_results(path):
-        _clear(path)
-        return _Before()
-    if not resume:
-        raise ConfigError(
-            f"--out {path}: already holds a run; continue it with --resume, replace it with "
-            "--overwrite, or choose another folder"
-        )
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(f"--resume: {path} has no config.yaml to compare with; use --overwrite")
-    old = load_config([path / "config.yaml"])
-    for key in ExperimentConfig.model_fields:
-        if getattr(old, key) != getattr(config, key):
-            raise ConfigError(
-                f"--resume: {path} is another experiment: {key} was {getattr(old, key)}, now "
-                f"{getattr(config, key)}; use --overwrite or another --out"
-            )
-    return _Before(_old_run_id(path), complete=_is_complete(path))
-
-
-def _old_run_id(path: Path) -> str | None:
-    try:
-        text = (path / "environment.json").read_text(encoding="utf-8")
-        return str(json.loads(text)["run_id"])
-    except (OSError, ValueError, KeyError):
-        return None  # killed before the first cell: nothing refers to the old id
-
-
-def _has_results(path: Path) -> bool:
-    """Whether any cell was finished; else the run was cut off while it prepared."""
-    return (path / "summary.json").is_file() or any((path / "cells").glob("*/cell.json"))
-
-
-def _is_complete(path: Path) -> bool:
-    return (path / "summary.json").is_file() and not (path / "cells").exists()
-
-
-def _clear(path: Path) -> None:
-    try:
-        for name in OWN_FILES:
-            (path / name).unlink(missing_ok=True)
-        for name in OWN_FOLDERS:
-            shutil.rmtree(path / name, ignore_errors=True)
-    except OSError as error:
-        raise ResultsError(f"--overwrite: cannot clear {path}: {error.strerror}") from error
-
-
-def new_run_id(config: ExperimentConfig) -> str:
-    """Time and experiment: sorts by time, differs between experiments."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config_digest(config)[:6]}"
-
-
-def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Workload files by absolute path, so that the stored config runs from any folder."""
-    names = registry.table("WORKLOADS")
-    specs = tuple(
-        str(Path(spec).resolve()) if spec not in names and Path(spec).exists() else spec
-        for spec in config.workload
-    )
-    profiles = tuple(
-        str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
-        for name in config.profile
-    )
-    return config.model_copy(update={"workload": specs, "profile": profiles})
+def _host(gib: float) -> dict[str, float]:
+    """The host memory that an entry was measured with; nothing if there was none."""
+    return {"host_kv_gib": gib} if gib else {}

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from marsbench.arrival import ArrivalPlan
 from marsbench.config import Value
 from marsbench.core import Session
+from marsbench.engine import engine_kind
+from marsbench.engine.plan import Engine, Progress
 from marsbench.experiment.capacity import enough_sessions, saturated_rate
 from marsbench.experiment.infinite_cache import infinite_cache_hit_rate
 from marsbench.experiment.stream.target import CellStream, Target, cell_stream
 from marsbench.experiment.tuning import mean_latency_s
 from marsbench.experiment.wiring import (
     Outcome,
-    Progress,
-    RunCell,
     Setup,
     latencies_s,
     simulate,
@@ -27,7 +27,7 @@ from marsbench.experiment.wiring import (
 )
 from marsbench.metrics import CellFacts, Cut, summarise
 from marsbench.runfolder import RunFolder
-from marsbench.tables import CellKey, build_tables
+from marsbench.tables import CellKey, CellTables, build_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,21 @@ class RateTask:
     setup: Setup
     sessions: tuple[Session, ...]
     active: int
-    run_cell: RunCell | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class IdealTask:
-    """Each session alone."""
+    """Asks for the latency that each session has when it runs alone."""
 
     setup: Setup
     sessions: tuple[Session, ...]
-    run_cell: RunCell | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrialTask:
-    """Mean session latency of one system with one set of parameters."""
+    """Session latencies of one system with one set of parameters."""
 
     setup: Setup
     system: str
@@ -59,7 +59,7 @@ class TrialTask:
     sessions: tuple[Session, ...]
     arrivals: ArrivalPlan
     seed: int
-    run_cell: RunCell | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,40 +78,42 @@ class CellTask:
     arrivals: ArrivalPlan
     ideal_s: Mapping[str, float | None]
     cut: Cut
-    labels: Mapping[str, bool]
-    run_cell: RunCell | None = None
+    labels: Mapping[str, bool | int]
+    """Further entries of the cell in ``summary.json``."""
+    engine: Engine | None = None
     progress: Progress | None = None
-    measured: Callable[[], Mapping[str, Any]] | None = None
-    """Asked after the run for what else belongs to the cell's entry."""
     stream: Target | None = None
-    """Where its events are sent while they happen."""
+    """Where the cell's events are sent while they happen."""
 
 
 def rate(task: RateTask) -> float:
     """Sessions per second of a saturated closed loop."""
     sessions = enough_sessions(task.sessions, task.active)
     plan = ArrivalPlan(times_ps=None, closed_loop=task.active)
-    outcome = simulate(
-        task.setup, stock_system(), {}, sessions, plan, seed=0, run_cell=task.run_cell
-    )
+    outcome = simulate(task.setup, stock_system(), {}, sessions, plan, seed=0, engine=task.engine)
     return saturated_rate(outcome.log, sessions)
 
 
 def ideal(task: IdealTask) -> list[float | None]:
     """Latency of each session alone; None if it cannot run."""
     return [
-        latencies_s(_alone(task.setup, session, task.run_cell).log, [session])[0]
+        latencies_s(_alone(task.setup, session, task.engine).log, [session])[0]
         for session in task.sessions
     ]
 
 
-def _alone(setup: Setup, session: Session, run_cell: RunCell | None) -> Outcome:
+def _alone(setup: Setup, session: Session, engine: Engine | None) -> Outcome:
     plan = ArrivalPlan(times_ps=(0,), closed_loop=None)
-    return simulate(setup, stock_system(), {}, [session], plan, seed=0, run_cell=run_cell)
+    return simulate(setup, stock_system(), {}, [session], plan, seed=0, engine=engine)
 
 
 def trial(task: TrialTask) -> float:
     """Mean session latency, seconds; infinite if nothing completed."""
+    return mean_latency_s(trial_latencies(task))
+
+
+def trial_latencies(task: TrialTask) -> list[float | None]:
+    """Simulate the trial and return the latency of each session, seconds; None if it failed."""
     outcome = simulate(
         task.setup,
         system_named(task.system),
@@ -119,13 +121,13 @@ def trial(task: TrialTask) -> float:
         task.sessions,
         task.arrivals,
         seed=task.seed,
-        run_cell=task.run_cell,
+        engine=task.engine,
     )
-    return mean_latency_s(latencies_s(outcome.log, task.sessions))
+    return latencies_s(outcome.log, task.sessions)
 
 
 def cell(task: CellTask) -> dict[str, Any]:
-    """Simulate a cell and store it; its entry of ``summary.json``."""
+    """Simulate a cell, store it, and return its entry of ``summary.json``."""
     with cell_stream(task.stream, task.index, task.key) as stream:
         return _cell(task, stream)
 
@@ -133,17 +135,24 @@ def cell(task: CellTask) -> dict[str, Any]:
 def _cell(task: CellTask, stream: CellStream) -> dict[str, Any]:
     outcome, params, tried, wall_s = _best(task, stream)
     ideal_s = [_nan(task.ideal_s.get(session_id)) for session_id in outcome.log.session_ids]
-    tables = build_tables(outcome.log, ideal_s=ideal_s)
+    with_loads = task.key.host_kv_gib is not None
+    tables = build_tables(
+        outcome.log,
+        ideal_s=ideal_s,
+        with_loads=with_loads,
+        with_replicas=task.key.replicas is not None,
+    )
     facts = CellFacts(
         wall_s=wall_s,
+        num_gpus=task.setup.replicas,
         theoretical_prefix_cache_hit_rate=infinite_cache_hit_rate(
             task.sessions, outcome.engine.block_size
         ),
     )
     entry = summarise(task.key, tables, facts, task.cut)
-    entry |= task.labels
-    if task.measured is not None:
-        entry |= task.measured()
+    entry |= {**task.labels, **outcome.ran.measured}
+    if warnings := [*outcome.ran.warnings, *_doubts(task.setup, tables)]:
+        entry["warnings"] = warnings
     if params:
         entry["params"] = dict(params)
     if len(tried) > 1:
@@ -151,6 +160,16 @@ def _cell(task: CellTask, stream: CellStream) -> dict[str, Any]:
     task.folder.write_cell(task.index, entry, outcome.log, tables)
     stream.done(outcome.log)
     return entry
+
+
+def _doubts(setup: Setup, tables: CellTables) -> list[str]:
+    """What the cell's own numbers say against them; on a server the ideal is another engine's."""
+    if engine_kind(setup.engine).has_steps:
+        return []
+    from marsbench.experiment.agreement import quicker_than_ideal  # it loads scipy
+
+    found = quicker_than_ideal(tables.sessions["slowdown"].astype(float).tolist())
+    return [] if found is None else [found]
 
 
 def _best(
@@ -169,7 +188,7 @@ def _best(
             task.sessions,
             task.arrivals,
             seed=task.key.seed,
-            run_cell=task.run_cell,
+            engine=task.engine,
             progress=task.progress,
             named=task.system,
             log=stream.new_log(),

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from marsbench.arrival import ArrivalPlan
-from marsbench.config import ExperimentConfig, Value
-from marsbench.core import Session, ToolCall, Turn, to_s
-from marsbench.engine.base import CoreStats, EngineConfig
+from marsbench.config import ExperimentConfig, ReplicaEvent, Value
+from marsbench.core import PolicyContext, Session, ToolCall, Turn, to_s
+from marsbench.engine import engine_kind
+from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
+from marsbench.engine.kind import Opening
+from marsbench.engine.plan import CellOutcome, CellPlan, Engine, Identity, Progress
 from marsbench.engine.profile import Profile, load_profile
-from marsbench.errors import ConfigError, EngineError
+from marsbench.errors import ConfigError, MarsbenchError
 from marsbench.events import Kind, Status
+from marsbench.experiment.blame import policy_error
+from marsbench.experiment.fleets import check_fleet, fleet_policies
+from marsbench.experiment.watched import WatchedParams
 from marsbench.records import EventLog
 from marsbench.registry import load, table, unknown
+from marsbench.routing import router_paths
 from marsbench.system import Policies, System, stock
 from marsbench.tools import (
     TOOL_EXECUTORS,
@@ -29,12 +35,6 @@ from marsbench.tools import (
     make_tool_model,
 )
 from marsbench.tools.base import CPU_SHARE
-
-Progress = Callable[[int, int], None]
-"""Called with (finished sessions, now_ps)."""
-
-RunCell = Callable[..., CoreStats]
-"""The signature of ``marsbench.engine.driver.run_cell``."""
 
 Flag = int | str | bool
 
@@ -54,10 +54,20 @@ class Setup:
     cpu_share: Mapping[str, float] = field(default_factory=dict)
     shell_timeout_s: float | None = None
     engine_flags: Mapping[str, Value] = field(default_factory=dict)
+    host_kv_gib: float = 0.0
+    replicas: int = 1
+    replica_events: tuple[ReplicaEvent, ...] = ()
 
     @classmethod
-    def of(cls, config: ExperimentConfig, profile: str, tool_cores: int) -> Setup:
-        """The deployment of one profile and tool pool of an experiment."""
+    def of(
+        cls,
+        config: ExperimentConfig,
+        profile: str,
+        tool_cores: int,
+        host_kv_gib: float = 0.0,
+        replicas: int = 1,
+    ) -> Setup:
+        """The deployment of one profile, tool pool, host memory and number of replicas."""
         return cls(
             engine=config.engine.name,
             profile=profile,
@@ -67,16 +77,19 @@ class Setup:
             cpu_share=config.tools.cpu_share,
             shell_timeout_s=config.tools.shell_timeout_s,
             engine_flags=config.engine.params,
+            host_kv_gib=host_kv_gib,
+            replicas=replicas,
+            replica_events=config.replica_events if replicas > 1 else (),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one simulation gave."""
+    """What one cell left behind when it ended."""
 
     log: EventLog
-    stats: CoreStats
     engine: EngineConfig
+    ran: CellOutcome
 
 
 def simulate(
@@ -87,89 +100,145 @@ def simulate(
     arrivals: ArrivalPlan,
     *,
     seed: int,
+    engine: Engine | None = None,
     progress: Progress | None = None,
-    run_cell: RunCell | None = None,
     policy_params: dict[str, float] | None = None,
     named: str = "",
     log: EventLog | None = None,
 ) -> Outcome:
     """Run sessions through a system on a deployment until all have ended.
 
-    ``policy_params`` replaces the policy's part of ``params`` (to watch what it reads). ``named`` is
-    what the system is found under, if that is not its name (a dotted path). ``log``: an empty log
-    to fill, if somebody watches it.
+    ``engine`` is the setup's, opened; None opens it for this cell alone. ``policy_params`` replaces
+    the policy's part of ``params`` (to watch what it reads). ``named`` is what the system is found
+    under, if that is not its name (a dotted path). ``log``: an empty log to fill, if somebody
+    watches it.
     """
-    run = run_cell or default_run_cell()
-    profile, cost = deployment(setup.profile)
-    flags, found_params = split_params(system, params)
-    engine = profile.engine_config(
-        **{**system.engine, **check_flags("engine.params", engine_flags(setup)), **flags}
-    )
-    given = found_params if policy_params is None else policy_params
-    policies = _policies(setup, system, given, engine, sessions, seed)
-    core = engine_class(setup.engine)
     log = EventLog() if log is None else log
-    try:
-        stats = run(
-            sessions=sessions,
-            arrivals=arrivals,
-            core_factory=lambda listener: core(engine, cost, policies, listener),
-            policies=policies,
-            tools=_tools(setup),
-            tool_cores=setup.tool_cores,
-            tool_speed=setup.tool_speed,
-            assumptions=assumptions(setup),
-            priority=system.priority,
-            log=log,
-            progress=progress,
-            **_inside(setup, system, given, seed, named),
-            **_turn_cost(setup, profile),
+    with opened(setup, engine) as running:
+        try:
+            plan = plan_cell(
+                setup, system, params, sessions, arrivals,
+                seed=seed, policy_params=policy_params, named=named,
+            )  # fmt: skip
+            ran = running.run(plan, log, progress)
+        except MarsbenchError:
+            raise
+        except Exception as error:  # whatever it is: it goes on, and says where it comes from
+            if (mistake := policy_error(error, system)) is not None:
+                raise mistake from error
+            error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
+            raise
+    return Outcome(log, plan.flags, ran)
+
+
+def opened(setup: Setup, engine: Engine | None = None) -> AbstractContextManager[Engine]:
+    """The engine given, left open afterwards; or the setup's own, for one use."""
+    if engine is not None:
+        return nullcontext(engine)
+    return engine_kind(setup.engine).open(setup.engine_flags, Opening())
+
+
+def plan_cell(
+    setup: Setup,
+    system: System,
+    params: Mapping[str, Value],
+    sessions: Sequence[Session],
+    arrivals: ArrivalPlan,
+    *,
+    seed: int,
+    policy_params: dict[str, float] | None = None,
+    named: str = "",
+) -> CellPlan:
+    """All that an engine must know of a cell; arguments as for ``simulate``."""
+    profile, cost = deployment(setup.profile)
+    engine, found_params = plan_flags(setup, system, params)
+    if engine.host_chunks and not engine_kind(setup.engine).has_steps:
+        raise ConfigError(
+            f"host memory for KV is modelled, and engine {setup.engine} is a server: start it with "
+            "what it has (vllm serve --kv-offloading-size) and leave --host-kv out"
         )
-    except Exception as error:  # whatever it is: it goes on, and says where it comes from
-        error.add_note(f"while simulating system {system.name} on {setup.profile}, seed {seed}")
-        raise
-    return Outcome(log, stats, engine)
+    given = found_params if policy_params is None else policy_params
+    check_fleet(system, setup.engine, setup.replicas, setup.host_kv_gib)
+    context = _context(setup, given, engine, seed)
+    fleet = None
+    if setup.replicas == 1:
+        policies = _policies(system, context, sessions)
+    else:
+        policies, fleet = fleet_policies(system, context, setup.replicas, setup.replica_events)
+    return CellPlan(
+        sessions=tuple(sessions),
+        arrivals=arrivals,
+        policies=policies,
+        fleet=fleet,
+        flags=engine,
+        tools=_tools(setup),
+        cost=cost,
+        turn_cost=profile.turn_cost(),
+        model=profile.model,
+        tool_cores=setup.tool_cores,
+        tool_speed=setup.tool_speed,
+        assumptions=assumptions(setup),
+        priority=system.priority,
+        identity=_identity(setup, system, given, seed, named),
+    )
 
 
-def _inside(
+def plan_flags(
+    setup: Setup, system: System, params: Mapping[str, Value]
+) -> tuple[EngineConfig, dict[str, float]]:
+    """The engine flags that a system runs with on a deployment, and its policies' parameters."""
+    refuse_engine(system, setup.engine)
+    profile, _ = deployment(setup.profile)
+    flags, policy_params = split_params(system, params)
+    defaults = check_flags("engine", engine_kind(setup.engine).defaults)
+    given = check_flags("engine.params", engine_flags(setup))
+    chosen = {**defaults, **system.engine, **given, **flags}
+    return profile.engine_config(setup.host_kv_gib, **chosen), policy_params
+
+
+def check_start(setup: Setup, system: System, params: Mapping[str, Value]) -> None:
+    """EngineError if the engine would not start with the flags that a system has on a deployment,
+    ConfigError if its tools cannot run beside it.
+    """
+    _tools(setup)
+    flags, _ = plan_flags(setup, system, params)
+    engine_kind(setup.engine).check(setup.engine_flags, flags)
+
+
+def _identity(
     setup: Setup, system: System, params: Mapping[str, float], seed: int, named: str
-) -> dict[str, Any]:
-    """For live engines: what a scheduler inside the server has to know to run the same policies."""
-    if not is_live(setup.engine) or system.clairvoyant is not None:
-        return {}
-    from marsbench.engine.live.inside import Inside
+) -> Identity | None:
+    """How another process builds the same policies; none can build an oracle's."""
+    if system.clairvoyant is not None:
+        return None
+    return Identity(
+        system=table("SYSTEMS").get(named or system.name, named or system.name),
+        profile=setup.profile,
+        params=tuple(sorted(dict(params).items())),  # a copy: this is nobody's reading of them
+        tool_cores=setup.tool_cores,
+        seed=seed,
+    )
 
-    return {
-        "inside": Inside(
-            system=table("SYSTEMS").get(named or system.name, named or system.name),
-            profile=setup.profile,
-            params=tuple(sorted(params.items())),
-            tool_cores=setup.tool_cores,
-            seed=seed,
+
+def refuse_engine(system: System, engine: str) -> None:
+    """ConfigError for a system that means nothing on an engine."""
+    if system.engines and engine not in system.engines:
+        raise ConfigError(
+            f"system {system.name!r} is made of flags that engine {engine} does not have: "
+            f"run it with --engine {' or '.join(system.engines)}"
         )
-    }
 
 
-def _turn_cost(setup: Setup, profile: Profile) -> dict[str, Any]:
-    """In virtual time, what a turn takes beside its steps; a server takes what it takes."""
-    cost = None if is_live(setup.engine) else profile.turn_cost()
-    return {} if cost is None else {"turn_cost": cost}
-
-
-def is_live(engine: str) -> bool:
-    """Whether an engine is a real server on the wall clock."""
-    from marsbench.engine import LIVE_ENGINES
-
-    return engine in LIVE_ENGINES
+def on_own_engine(setup: Setup, system: System) -> Setup:
+    """The same deployment on an engine that the system means something on."""
+    if not system.engines or setup.engine in system.engines:
+        return setup
+    return dataclasses.replace(setup, engine=system.engines[0])
 
 
 def engine_flags(setup: Setup) -> Mapping[str, Value]:
-    """``engine.params`` without what only says where a live engine's server is."""
-    if not is_live(setup.engine):
-        return setup.engine_flags
-    from marsbench.engine.live.options import split_options
-
-    return split_options(setup.engine_flags)[1]
+    """``engine.params`` without what only says where an engine is."""
+    return engine_kind(setup.engine).flags(setup.engine_flags)
 
 
 def in_virtual_time(setup: Setup) -> Setup:
@@ -182,13 +251,32 @@ def in_virtual_time(setup: Setup) -> Setup:
     )
 
 
+def for_engine(setup: Setup, engine: str, among: Sequence[str]) -> Setup:
+    """The same deployment on one of several engines, with the parameters that concern it: what says
+    where one engine's server is means nothing to the others.
+    """
+    given = shared = setup.engine_flags
+    for name in among:
+        shared = engine_kind(name).flags(shared)
+    kind = engine_kind(engine)
+    params = given if kind.flags(given) == shared else shared
+    tools = setup.tools if kind.runs_real_tools else in_virtual_time(setup).tools
+    return dataclasses.replace(setup, engine=engine, engine_flags=params, tools=tools)
+
+
+def for_ideals(setup: Setup) -> Setup:
+    """The deployment that ideal latencies are measured on."""
+    ideal = engine_kind(setup.engine).ideal_engine
+    return dataclasses.replace(in_virtual_time(setup), engine=ideal or setup.engine)
+
+
 def _tools(setup: Setup) -> ToolModel | ToolExecutor:
     """Tools in virtual time, or for live engines also tools that really run."""
     if setup.tools not in TOOL_EXECUTORS:
         return make_tool_model(setup.tools, setup.tool_cores)
-    if not is_live(setup.engine):
+    if not engine_kind(setup.engine).runs_real_tools:
         raise ConfigError(
-            f"tool model {setup.tools!r} really runs, so it needs a live engine (vllm, openai); "
+            f"tool model {setup.tools!r} really runs, so it needs a live engine (vllm, sglang, openai); "
             f"engine {setup.engine} has 'modelled' and 'recorded'"
         )
     return make_tool_executor(setup.tools, setup.tool_cores)
@@ -199,7 +287,7 @@ def try_out(
     system: System | None = None,
     params: Mapping[str, Value] | None = None,
     *,
-    run_cell: RunCell | None = None,
+    engine: Engine | None = None,
 ) -> float:
     """Latency of one session of two short turns: whether a deployment and a system work at all.
 
@@ -212,7 +300,7 @@ def try_out(
     flags = {name: value for name, value in (params or {}).items() if name in ENGINE_FLAGS}
     plan = ArrivalPlan(times_ps=(0,))
     outcome = simulate(
-        setup, tried, flags, [session], plan, seed=0, run_cell=run_cell, policy_params=given
+        setup, tried, flags, [session], plan, seed=0, engine=engine, policy_params=given
     )
     unread = sorted(given.keys() - given.read)
     if unread:
@@ -223,45 +311,23 @@ def try_out(
     return latency_s
 
 
-class WatchedParams(dict[str, float]):
-    """Policy parameters that note which names are asked for."""
-
-    def __init__(self, params: Mapping[str, float]) -> None:
-        super().__init__(params)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> float:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """As of any dict, and noted."""
-        self.read.add(name)
-        return super().get(name, default)
-
-    def items(self) -> Any:
-        """Whoever goes through all of them checks the names itself."""
-        self.read.update(self)
-        return super().items()
-
-
-def _policies(
-    setup: Setup,
-    system: System,
-    params: dict[str, float],
-    engine: EngineConfig,
-    sessions: Sequence[Session],
-    seed: int,
-) -> Policies:
+def _context(
+    setup: Setup, params: dict[str, float], engine: EngineConfig, seed: int
+) -> PolicyContext:
+    """What the policies of one engine know of their deployment."""
     profile, _ = deployment(setup.profile)
-    context = dataclasses.replace(
+    return dataclasses.replace(
         profile.policy_context(setup.tool_cores, seed),
         num_blocks=engine.num_blocks,
         block_size=engine.block_size,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
+        host_blocks=engine.host_chunks * engine.blocks_per_chunk,
         params=params,
     )
+
+
+def _policies(system: System, context: PolicyContext, sessions: Sequence[Session]) -> Policies:
     if system.clairvoyant is not None:
         return system.clairvoyant(context, sessions)
     return system.build(context)
@@ -331,29 +397,6 @@ def check_flags(where: str, flags: Mapping[str, Value]) -> dict[str, Flag]:
     return checked
 
 
-def engine_class(name: str) -> Any:
-    """The core class of an engine; EngineError if its package is not installed."""
-    from marsbench.engine import ENGINES, LIVE_ENGINES
-
-    known = {**ENGINES, **LIVE_ENGINES}
-    if name not in known:
-        raise unknown("engine", name, known)
-    module, _, attribute = known[name].rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise EngineError(
-            f"engine {name!r} cannot be loaded: {error}; see `marsbench doctor`"
-        ) from error
-
-
-def default_run_cell() -> RunCell:
-    """The driver of virtual-time engines."""
-    from marsbench.engine.driver import run_cell
-
-    return run_cell
-
-
 def latencies_s(log: EventLog, sessions: Sequence[Session]) -> list[float | None]:
     """Session latency from arrival to end, in order of ``sessions``; None if it failed."""
     rows = log.to_numpy()
@@ -369,8 +412,13 @@ def latencies_s(log: EventLog, sessions: Sequence[Session]) -> list[float | None
 
 
 def system_named(name: str) -> System:
-    """A registered system or one at a dotted path."""
-    system = load("SYSTEMS", name)
+    """A registered system or one at a dotted path; behind ``@`` the router to use instead of its own."""
+    plain, at, router = name.partition("@")
+    system = load("SYSTEMS", plain)
     if not isinstance(system, System):
         raise ConfigError(f"system {name!r}: {name} is not a marsbench.system.System")
-    return system
+    if not at:
+        return system
+    if router not in router_paths() and "." not in router:
+        raise unknown("router", router, router_paths())
+    return dataclasses.replace(system, router=router, fleet=None)

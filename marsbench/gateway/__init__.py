@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from marsbench.gateway.settings import GatewaySettings, Limits, Waits
+from marsbench.gateway.settings import GatewaySettings, Limits, Timeouts
 
-__all__ = ["GatewaySettings", "Limits", "Waits"]
+__all__ = ["GatewaySettings", "Limits", "Timeouts"]

@@ -7,45 +7,50 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
 
-from marsbench.admission.base import FirstReplica
-from marsbench.core import PolicyContext
-from marsbench.engine.recorder import listeners_of
+from marsbench.core import PolicyContext, to_ps
+from marsbench.engine.life import listeners_of
+from marsbench.engine.link.sockets import Inlet
+from marsbench.engine.link.wire import EngineState
 from marsbench.errors import ConfigError
 from marsbench.events import Status
-from marsbench.gateway.backends import Backend, Pool
-from marsbench.gateway.bus import EventBus, EventSink, WallClock
-from marsbench.gateway.control import ControlPlane
-from marsbench.gateway.endpoints import Completions, Models, SessionEnd, ToolEndpoints
-from marsbench.gateway.exchange import PATHS
-from marsbench.gateway.guard import DRAINING, Guard
-from marsbench.gateway.meters import Meters
-from marsbench.gateway.problems import ApiProblem, error_body
-from marsbench.gateway.proxy import Proxy, TurnObserver
-from marsbench.gateway.recorder import Recorder
-from marsbench.gateway.routing import StickyLeastLoaded
-from marsbench.gateway.sessions import LiveSession
+from marsbench.extras import require
+from marsbench.gateway.backends.pool import Backend, BackendPool
+from marsbench.gateway.backends.proxy import Proxy, TurnObserver
+from marsbench.gateway.backends.routing import StickyLeastLoaded
+from marsbench.gateway.backends.upstream import KEEP_ALIVE_S, UpstreamPool
+from marsbench.gateway.control.bus import EventBus, EventSink, WallClock
+from marsbench.gateway.control.plane import Plane
+from marsbench.gateway.control.sessions import LiveSession
+from marsbench.gateway.control.slots import ToolSlots
+from marsbench.gateway.control.views import FleetView, ReplicaView, Shared
+from marsbench.gateway.http.guard import DRAINING, App, Guard
+from marsbench.gateway.http.limits import BodyBudget
+from marsbench.gateway.http.routes import PROBLEMS, routes
+from marsbench.gateway.monitoring.gauges import put_on_page
+from marsbench.gateway.monitoring.meters import Meters
+from marsbench.gateway.monitoring.publisher import Publisher
+from marsbench.gateway.recording.recorder import TraceRecorder
 from marsbench.gateway.settings import GatewaySettings
-from marsbench.gateway.slots import ToolSlots
-from marsbench.gateway.stream import Publisher
-from marsbench.gateway.telemetry import FleetView, ReplicaView, Shared
-from marsbench.system import Policies, System
+from marsbench.system import Policies, System, is_null
+
+if TYPE_CHECKING:
+    from marsbench.gateway.monitoring.traces import Traces
+    from marsbench.gateway.recording.run import GatewayLoad, RunRecorder
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"
+MAX_EVENTS, FEW_EVENTS = 500_000, 20_000
+"""Of the event log: where a run folder is written from it, and where nobody reads it."""
 REAP_S = 1.0
 START_POLL_S = 0.5
-KEEP_ALIVE_S = 3.0
-"""Of idle connections to backends; uvicorn, which vLLM runs on, closes its own after 5 s."""
+PLUGIN_SILENCE_S = 600.0
+"""An idle engine takes no steps and says nothing; one that is silent for longer is not there."""
 
 
 class Gateway:
@@ -67,33 +72,48 @@ class Gateway:
         system.build(dataclasses.replace(context, params=dict(settings.params)))  # are they right?
         self.settings = settings
         self.clock = clock or WallClock()
-        self.meters = Meters()
+        self.meters = Meters(settings.system)
         self.bus: EventBus
-        self.control: ControlPlane
-        self.pool: Pool
+        self.control: Plane
+        self.pool: BackendPool
         self.slots: ToolSlots
         self.proxy: Proxy
-        self.recorder: Recorder | None = None
+        self.recorder: TraceRecorder | None = None
         if settings.record is not None:
-            self.recorder = Recorder(settings.record, append=settings.append)
-        self._active: dict[int, LiveSession] = {}
+            self.recorder = TraceRecorder(settings.record, append=settings.append)
+        self.run: RunRecorder | None = None
+        if settings.out is not None:
+            from marsbench.gateway.recording.run import run_recorder  # pandas: a second, 60 MiB
+
+            self.run = run_recorder(settings, settings.out)
+        self._taken = 0
+        """Rows of the event log that the run folder has taken in."""
         self.publisher: Publisher | None = None
         if settings.publish:
-            self.publisher = Publisher(settings.publish, self._active)
+            self.publisher = Publisher(settings.publish)
+        self._inlets = [Inlet(address) for address in settings.engine_streams]
+        self.traces: Traces | None = None
+        if settings.otlp:
+            require("otlp", "--otlp")
+            from marsbench.gateway.monitoring.traces import Traces
+
+            self.traces = Traces(settings.otlp, settings.system, self.clock.now_ps)
         self._system = system
         self._context = context
         self._work: list[asyncio.Task[None]] = []
         self._starlette = Starlette(
-            routes=self._routes(),
-            lifespan=self._lifespan,
-            exception_handlers={
-                HTTPException: _http_problem,
-                ApiProblem: _api_problem,
-                Exception: _server_problem,
-            },
+            routes=routes(self), lifespan=self._lifespan, exception_handlers=PROBLEMS
         )
+        self.bodies = BodyBudget(settings.limits)
         self.guard = Guard(self._starlette, settings, self.meters, self.clock.now_s)
-        self.app = self.guard
+        self.app: App = self.guard
+        if settings.cors_origins:
+            self.app = CORSMiddleware(
+                self.guard,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+            )
 
     @property
     def idle(self) -> bool:
@@ -119,31 +139,43 @@ class Gateway:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """Build the parts once the backends have said what they are."""
         settings = self.settings
-        self.slots = ToolSlots(Policies().tools, settings.waits.lease_s)
-        shared = Shared(self._active, self.slots, settings.tool_cores)
+        self.slots = ToolSlots(Policies().tools, settings.timeouts.lease_s)
+        shared = Shared({}, self.slots, settings.tool_cores)
         backends = [
             await self._backend(index, url, shared, stack)
             for index, url in enumerate(settings.backends)
         ]
         views = [backend.view for backend in backends]
-        probe = Pool(settings, backends, StickyLeastLoaded(), self.clock)
+        probe = BackendPool(settings, backends, StickyLeastLoaded(), self.clock)
         await self._wait_for_backends(probe)
         policies = self._policies(views)
-        self.slots = shared.tools = ToolSlots(policies.tools, settings.waits.lease_s)
-        self.pool = Pool(settings, backends, policies.routing, self.clock)
+        self.slots = shared.tools = ToolSlots(policies.tools, settings.timeouts.lease_s)
+        self.pool = BackendPool(settings, backends, policies.routing, self.clock)
         fleet = FleetView(views, shared)
         # Scheduling and retention run inside the engine and hear its own events there.
         here = (policies.admission, policies.tools, policies.routing)
-        self.bus = EventBus(self.clock, listeners_of(here), self._sinks())
-        self.control = ControlPlane(
+        kept = MAX_EVENTS if self.run is not None else FEW_EVENTS
+        self.bus = EventBus(self.clock, listeners_of(here), self._sinks(), kept)
+        shared.active = self.bus.active
+        if self.traces is not None:
+            self.traces.strings = self.bus.log.strings
+        if self.publisher is not None:
+            self.publisher.active = self.bus.active
+        self.control = Plane(
             policies,
             fleet,
             shared,
             self.bus,
             self.pool.route,
-            admission_s=settings.waits.admission_s,
+            admission_s=settings.timeouts.admission_s,
         )
         self.slots.attach(self.control)
+        self.control.waited.append(
+            lambda session, wait_s: self.meters.admission_s.labels(session.tenant).observe(wait_s)
+        )
+        self.slots.waited.append(
+            lambda session, wait_s: self.meters.tool_queue_s.labels(session.tenant).observe(wait_s)
+        )
         self.proxy = Proxy(
             settings,
             self.control,
@@ -152,22 +184,22 @@ class Gateway:
             priority=self._priority,
             observers=self._observers(),
         )
-        self._gauges()
-        waits = settings.waits
+        put_on_page(self)
+        timeouts = settings.timeouts
         for seconds, step in (
-            (waits.health_s, self.pool.check),
-            (waits.telemetry_s, self._telemetry_step),
-            (min(REAP_S, waits.session_idle_s / 2), self._reap_step),
+            (timeouts.health_s, self.pool.check),
+            (timeouts.telemetry_s, self._telemetry_step),
+            (min(REAP_S, timeouts.session_idle_s / 2), self._reap_step),
         ):
             self._work.append(asyncio.create_task(self._every(seconds, step)))
 
-    async def _wait_for_backends(self, pool: Pool) -> None:
+    async def _wait_for_backends(self, pool: BackendPool) -> None:
         """Until one answers: what it says of its memory is what policies will be told."""
-        waits = self.settings.waits
-        latest_s = self.clock.now_s() + waits.start_s
+        timeouts = self.settings.timeouts
+        latest_s = self.clock.now_s() + timeouts.start_s
         await pool.check()
         while not pool.healthy and self.clock.now_s() < latest_s:
-            await asyncio.sleep(min(waits.health_s, START_POLL_S))
+            await asyncio.sleep(min(timeouts.health_s, START_POLL_S))
             await pool.check()
         if not pool.healthy:
             logger.warning("no backend answers; policies are told what the profile says")
@@ -177,6 +209,11 @@ class Gateway:
         for work in self._work:
             work.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
+        if self.run is not None:
+            self._follow(self.run)
+            part = self.run.last(self.clock.now_ps())
+            await asyncio.to_thread(self.run.write, part)
+            await asyncio.to_thread(self.run.finish)
         for session in list(self.control.table.sessions.values()):
             self.control.end(session, Status.OK)
         self.control.close()
@@ -184,15 +221,19 @@ class Gateway:
             self.recorder.close()
         if self.publisher is not None:
             self.publisher.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
+        for inlet in self._inlets:
+            inlet.close()
 
     async def _backend(
         self, index: int, url: str, shared: Shared, stack: contextlib.AsyncExitStack
     ) -> Backend:
-        waits = self.settings.waits
+        timeouts = self.settings.timeouts
         client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=waits.connect_s, sock_read=waits.upstream_read_s
+                total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.upstream_read_s
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -201,7 +242,11 @@ class Gateway:
         await stack.enter_async_context(client)
         view = ReplicaView(index, shared, self._context.num_blocks, self._context.block_size)
         url = url.rstrip("/").removesuffix("/v1")
-        return Backend(index, url, client, view, is_vllm=self.settings.engine == "vllm")
+        upstream = UpstreamPool(
+            url, connect_s=timeouts.connect_s, silence_s=timeouts.upstream_read_s
+        )
+        stack.callback(upstream.close)
+        return Backend(index, url, client, upstream, view, engine=self.settings.engine)
 
     def _policies(self, views: Sequence[ReplicaView]) -> Policies:
         """The system's policies, told what the backends said about their memory."""
@@ -213,7 +258,7 @@ class Gateway:
             params=dict(self.settings.params),
         )
         policies = self._system.build(context)
-        if isinstance(policies.routing, FirstReplica):
+        if is_null(policies.routing):
             policies.routing = StickyLeastLoaded()
         return policies
 
@@ -223,13 +268,18 @@ class Gateway:
             sinks.append(self.publisher)
         if self.recorder is not None:
             sinks.append(self.recorder)
+        if self.traces is not None:
+            sinks.append(self.traces)
         return sinks
 
     def _observers(self) -> list[TurnObserver]:
-        if self.recorder is None:
-            return []
-        self.control.ended.append(self.recorder.ended)
-        return [self.recorder]
+        found: list[TurnObserver] = []
+        if self.recorder is not None:
+            self.control.ended.append(self.recorder.ended)
+            found.append(self.recorder)
+        if self.traces is not None:
+            found.append(self.traces)
+        return found
 
     def _priority(self, session: LiveSession) -> int | None:
         """VLLM's per-request priority under the system, where its engine knows priorities."""
@@ -239,7 +289,7 @@ class Gateway:
             top = session
             while top.parent is not None:
                 top = top.parent
-            return top.arrival_ps // 1_000_000_000  # milliseconds: vLLM's priority is an integer
+            return top.state.arrival_ps // 1_000_000  # microseconds, as every driver sends it
         if self._system.priority == "continuation_first":
             return 0 if session.turn_index else 1
         return 0
@@ -248,17 +298,57 @@ class Gateway:
 
     async def _telemetry_step(self) -> None:
         await self.pool.read_telemetry()
+        self._hear_plugins()
         if self.publisher is not None:
             self.publisher.beat(self.clock.now_ps())
+        self.bus.make_room()
+        self.control.look_for_overdue()
         self.control.ask()
         self.slots.dispatch()
+        if self.run is not None:
+            self.run.load(self.clock.now_ps(), self._load(), self.settings.tool_cores)
+
+    def _hear_plugins(self) -> None:
+        """What the schedulers say of themselves."""
+        for view, inlet in zip(self.pool.views, self._inlets, strict=False):
+            for message in inlet.poll():
+                if isinstance(message, EngineState):
+                    view.told_pinned_blocks = message.pinned_blocks
+            if inlet.age_s > PLUGIN_SILENCE_S:
+                view.told_pinned_blocks = -1
 
     async def _reap_step(self) -> None:
         self.proxy.drop_stalled(self.settings.limits.send_s)
         self.slots.expire()
-        self.control.reap(self.settings.waits.session_idle_s)
+        timeouts = self.settings.timeouts
+        self.control.reap(timeouts.session_idle_s, timeouts.call_idle_s)
         if self.recorder is not None:
+            self.recorder.forget(self.clock.now_ps() - to_ps(timeouts.call_idle_s))
             await asyncio.to_thread(self.recorder.sync)
+        if self.run is not None:
+            self._follow(self.run)
+            part = self.run.due(self.clock.now_ps())
+            if part is not None:
+                await asyncio.to_thread(self.run.write, part)
+
+    def _follow(self, run: RunRecorder) -> None:
+        rows, self._taken = self.bus.since(self._taken)
+        run.take(rows, self.bus.log)
+
+    def _load(self) -> GatewayLoad:
+        """How busy backends and tools are."""
+        from marsbench.gateway.recording.run import GatewayLoad
+
+        fleet = self.control.fleet
+        read = [view.metrics for view in self.pool.views if view.metrics is not None]
+        return GatewayLoad(
+            free_blocks=fleet.free_blocks,
+            num_blocks=fleet.num_blocks,
+            turns_running=fleet.num_running,
+            tools_running=self.slots.running,
+            tools_queued=self.slots.queued,
+            preemptions=sum(metrics.preemptions for metrics in read) if read else -1,
+        )
 
     async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Repeat a step for ever; one that fails (a policy of somebody else's) is logged."""
@@ -272,73 +362,3 @@ class Gateway:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.meters.failed_steps.inc()
                 logger.error("background work failed", exc_info=error)
-
-    # --- routes ------------------------------------------------------------------------------
-
-    def _routes(self) -> list[Route]:
-        routes = []
-        for prefix in ("", "/s/{session_id}"):
-            for api, path in PATHS.items():
-                routes.append(Route(prefix + path, Completions(self, api), methods=["POST"]))
-            routes.append(Route(prefix + "/v1/models", Models(self), methods=["GET"]))
-        tools = ToolEndpoints(self)
-        routes += [
-            Route("/v1/sessions/{session_id}/end", SessionEnd(self), methods=["POST"]),
-            Route("/v1/tools/acquire", tools.acquire, methods=["POST"]),
-            Route("/v1/tools/renew", tools.renew, methods=["POST"]),
-            Route("/v1/tools/release", tools.release, methods=["POST"]),
-            Route("/metrics", self._metrics),
-            Route("/health", self._health),
-            Route("/ready", self._ready),
-        ]
-        return routes
-
-    async def _metrics(self, request: Request) -> Response:
-        return Response(self.meters.page(), media_type="text/plain; version=0.0.4")
-
-    async def _health(self, request: Request) -> Response:
-        return Response(b'{"status":"ok"}', media_type=JSON)
-
-    async def _ready(self, request: Request) -> Response:
-        if self.guard.draining:
-            return Response(error_body(503, "draining"), 503, media_type=JSON)
-        if not self.pool.healthy:
-            return Response(error_body(503, "no backend is healthy"), 503, media_type=JSON)
-        return Response(b'{"status":"ready"}', media_type=JSON)
-
-    def _gauges(self) -> None:
-        gauge = self.meters.gauge
-        control, fleet = self.control, self.control.fleet
-        gauge("pending_turns", "Turns that wait for admission.", lambda: control.num_pending)
-        gauge("turns_in_flight", "Requests being served.", lambda: len(self.proxy.in_flight))
-        gauge("active_sessions", "Admitted, unfinished sessions.", lambda: len(fleet.active))
-        gauge("sessions", "Unfinished sessions.", lambda: len(control.table.sessions))
-        gauge("tools_running", "Tool calls that run.", lambda: self.slots.running)
-        gauge("tools_queued", "Tool calls that wait for a slot.", lambda: self.slots.queued)
-        gauge("healthy_backends", "Backends that get turns.", lambda: len(self.pool.healthy))
-        gauge("kv_free_blocks", "Free KV blocks of all backends.", lambda: fleet.free_blocks)
-        gauge("kv_blocks", "KV blocks of all backends.", lambda: fleet.num_blocks)
-        gauge("prefix_cache_hit_rate", "Of recent turns.", lambda: fleet.prefix_cache_hit_rate)
-        gauge("policy_overrides", "Turns let in against the policy.", lambda: control.overrides)
-        gauge("lease_expiries", "Tool leases that ran out.", lambda: self.slots.expired)
-        recorder = self.recorder
-        if recorder is not None:
-            gauge("recorded_sessions", "Sessions in the trace.", lambda: recorder.num_sessions)
-            gauge("record_failures", "Sessions not written.", lambda: recorder.failures)
-
-
-async def _http_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return Response(error_body(error.status_code, text), error.status_code, media_type=JSON)
-
-
-async def _api_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiProblem)
-    headers = {k.decode(): v.decode() for k, v in error.headers()}
-    headers["connection"] = "close"  # the request's body may not have been read
-    return Response(error.body(), error.status, headers)
-
-
-async def _server_problem(request: Request, error: Exception) -> Response:
-    return Response(error_body(500, "the gateway failed; see its log"), 500, media_type=JSON)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from marsbench.errors import ConfigError
 
-ENGINES = ("auto", "vllm", "openai")
+ENGINES = ("auto", "vllm", "sglang", "openai")
 """What the backends are: ``auto`` looks at their /metrics."""
 
 
@@ -20,9 +20,15 @@ class Limits:
 
     body_bytes: int = 32 << 20
     header_bytes: int = 64 << 10
+    all_body_bytes: int = 256 << 20
+    """Of the bodies of all requests that are being served."""
     connections: int = 4096
+    client_connections: int = 0
+    """Of one address; 0 = no limit (behind a proxy all clients have one address)."""
+    sessions: int = 0
+    """Unfinished sessions of one client; 0 = no limit."""
     requests_per_s: float = 0.0
-    """Of one client (its API key, else its address); 0 = no limit."""
+    """Of one client (its tenant, else its API key, else its address); 0 = no limit."""
     burst: int = 20
     """Requests a client may send at once before ``requests_per_s`` counts."""
     header_s: float = 10.0
@@ -35,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class Timeouts:
     """How long the gateway waits for backends, policies and silent sessions, seconds."""
 
     connect_s: float = 5.0
@@ -44,6 +50,8 @@ class Waits:
     admission_s: float = 1800.0
     session_idle_s: float = 300.0
     """Without a request, a tool lease or a turn in flight: the session has ended."""
+    call_idle_s: float = 3600.0
+    """The same for sessions whose last reply asked for tool calls: these may still run."""
     lease_s: float = 600.0
     """Default and most a tool lease lives without renewal."""
     health_s: float = 2.0
@@ -71,7 +79,17 @@ class GatewaySettings:
     engine: str = "auto"
     tool_cores: int = 0
     tokens: tuple[str, ...] = ()
-    """Bearer tokens; none = no authentication (loopback only)."""
+    """Bearer tokens, each alone or followed by the name of its tenant; none = no authentication
+    (loopback only)."""
+    admin_tokens: tuple[str, ...] = ()
+    """Bearer tokens for /v1/admin and /metrics."""
+    metrics_port: int = 0
+    """Also serve /metrics, /health and /ready there, without a token; 0 = no."""
+    metrics_host: str = "127.0.0.1"
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call; none = no web page may."""
+    access_log: bool = False
+    """Log a line for each request."""
     upstream_key: str = ""
     """Sent to the backends instead of the client's own Authorization header."""
     session_per_key: bool = False
@@ -80,13 +98,22 @@ class GatewaySettings:
     """Ask backends for token counts of streams; the extra event is kept from the client."""
     publish: str = ""
     """ZeroMQ address the event stream is published on; empty = nowhere."""
+    engine_streams: tuple[str, ...] = ()
+    """ZeroMQ addresses at which the backends' plug-ins publish, in the order of ``backends``: what only
+    the scheduler knows (pinned blocks) is put on /metrics."""
+    otlp: str = ""
+    """Where spans are sent (OTLP over HTTP), e.g. http://127.0.0.1:4318/v1/traces; empty = nowhere."""
     record: Path | None = None
     """Canonical trace of what runs through."""
     append: bool = False
+    out: Path | None = None
+    """Run folder of what runs through."""
+    out_bytes: int = 1 << 30
+    """Most that the run folder holds; its oldest parts go first."""
     max_ejection_failures: int = 3
     """Failures in a row after which a backend gets no turns until a health check succeeds."""
     limits: Limits = field(default_factory=Limits)
-    waits: Waits = field(default_factory=Waits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
         if not self.backends:
@@ -112,11 +139,33 @@ class GatewaySettings:
                 f"--host {self.host} can be reached by others; give --token-file with a bearer "
                 "token, or listen on 127.0.0.1"
             )
-        if any(len(token) < 8 for token in self.tokens):
+        if self.out_bytes <= 0:
+            raise ConfigError(f"--out-mib {self.out_bytes >> 20}: must be positive")
+        if any(len(token) < 8 for token in (*self.tenants, *self.admin_tokens)):
             raise ConfigError("a bearer token is shorter than 8 characters; use a longer one")
-        _check_positive("limits", self.limits, allow_zero=("requests_per_s",))
-        _check_positive("waits", self.waits)
+        optional = ("requests_per_s", "sessions", "client_connections")
+        _check_positive("limits", self.limits, allow_zero=optional)
+        _check_positive("timeouts", self.timeouts)
         _check_publish(self.publish)
+        if self.engine_streams and len(self.engine_streams) != len(self.backends):
+            raise ConfigError(
+                f"--engine-stream: {len(self.engine_streams)} given for {len(self.backends)} backends; "
+                "give one for each --upstream, in their order"
+            )
+        otlp = urlsplit(self.otlp)
+        if self.otlp and (otlp.scheme not in {"http", "https"} or not otlp.hostname):
+            raise ConfigError(
+                f"--otlp {self.otlp!r}: not a URL like http://127.0.0.1:4318/v1/traces"
+            )
+
+    @property
+    def tenants(self) -> dict[str, str]:
+        """Bearer token -> name of its tenant."""
+        found = {}
+        for line in self.tokens:
+            token, *name = line.split()
+            found[token] = " ".join(name) or "default"
+        return found
 
 
 def is_loopback(host: str) -> bool:
@@ -129,7 +178,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _check_positive(where: str, values: Limits | Waits, allow_zero: tuple[str, ...] = ()) -> None:
+def _check_positive(
+    where: str, values: Limits | Timeouts, allow_zero: tuple[str, ...] = ()
+) -> None:
     for name in values.__dataclass_fields__:
         value = getattr(values, name)
         if value < 0 or (value == 0 and name not in allow_zero):

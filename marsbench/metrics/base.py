@@ -76,6 +76,10 @@ class Metric:
     better: Better
     formula: str
     compute: Callable[[Measured], Result]
+    host_only: bool = False
+    """Said only of cells with host memory for KV."""
+    fleet_only: bool = False
+    """Said only of cells with several replicas."""
 
     @property
     def label(self) -> str:
@@ -88,7 +92,7 @@ _METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    unit: str, better: Better
+    unit: str, better: Better, *, host_only: bool = False, fleet_only: bool = False
 ) -> Callable[[Callable[[Measured], Result]], Callable[[Measured], Result]]:
     """Declare the decorated function as the metric of its name."""
 
@@ -97,7 +101,7 @@ def metric(
         formula = " ".join((function.__doc__ or "").split())
         assert formula, f"metric {name} has no formula in its docstring"
         assert name not in _METRICS, f"metric {name} is declared twice"
-        _METRICS[name] = Metric(name, unit, better, formula, function)
+        _METRICS[name] = Metric(name, unit, better, formula, function, host_only, fleet_only)
         return function
 
     return declare

@@ -73,6 +73,70 @@ def retained_wasted_block_s(cell: Measured) -> Result:
     return _pinned_block_s(cell, useful=False)
 
 
+@metric("1", "neither", host_only=True)
+def gpu_hit_rate(cell: Measured) -> Result:
+    """The part of the prefix cache hit rate that was on the GPU when the turn was scheduled."""
+    turns = cell.turns[cell.turns["sched_first_s"].notna()]
+    on_gpu = int(turns["cached_tokens"].sum()) - int(turns["loaded_tokens"].sum())
+    return ratio(on_gpu, int(turns["prompt_tokens"].sum()))
+
+
+@metric("1", "neither", host_only=True)
+def host_hit_rate(cell: Measured) -> Result:
+    """The part of the prefix cache hit rate that was loaded from host memory."""
+    turns = cell.turns[cell.turns["sched_first_s"].notna()]
+    return ratio(int(turns["loaded_tokens"].sum()), int(turns["prompt_tokens"].sum()))
+
+
+@metric("bytes", "neither", host_only=True)
+def stored_bytes(cell: Measured) -> Result:
+    """Bytes copied from GPU to host memory, over the whole run."""
+    return int(cell.tables.link["d2h_bytes"].iloc[-1])
+
+
+@metric("bytes", "neither", host_only=True)
+def loaded_bytes(cell: Measured) -> Result:
+    """Bytes copied from host memory to the GPU, over the whole run."""
+    return int(cell.tables.link["h2d_bytes"].iloc[-1])
+
+
+@metric("1", "neither", host_only=True)
+def store_link_utilisation(cell: Measured) -> Result:
+    """Time in which the link copied to host memory ÷ time of the run."""
+    return _busy_share(cell, "d2h_busy_s")
+
+
+@metric("1", "neither", host_only=True)
+def load_link_utilisation(cell: Measured) -> Result:
+    """Time in which the link copied to the GPU ÷ time of the run."""
+    return _busy_share(cell, "h2d_busy_s")
+
+
+@metric("s", "lower", host_only=True)
+def store_stall_s(cell: Measured) -> Result:
+    """Time in which steps waited for a store whose blocks they needed, over the whole run."""
+    return float(cell.tables.link["stall_s"].iloc[-1])
+
+
+@metric("blocks", "lower", host_only=True)
+def host_evicted_blocks(cell: Measured) -> Result:
+    """Blocks dropped from host memory to make room, over the whole run."""
+    return int(cell.tables.host["evicted_blocks"].iloc[-1])
+
+
+@metric("1", "neither", host_only=True)
+def host_kv_utilisation(cell: Measured) -> Result:
+    """Time-weighted mean of blocks in host memory ÷ blocks it holds, over the run."""
+    samples = cell.tables.host
+    span = np.diff(samples["time_s"].to_numpy(), prepend=0.0)
+    held = float((samples["resident_blocks"].to_numpy() * span).sum())
+    return ratio(held, float(span.sum()) * int(samples["num_blocks"].iloc[-1]))
+
+
+def _busy_share(cell: Measured, column: str) -> Result:
+    return ratio(float(cell.tables.link[column].iloc[-1]), cell.tables.totals.end_s)
+
+
 def _pinned_block_s(cell: Measured, *, useful: bool) -> float:
     pins = cell.tables.pins
     pins = pins[(pins["reason"] == Unpin.RETURN) == useful]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from marsbench.attribution import COMPONENTS
+from marsbench.attribution import WITH_LOADS
 from marsbench.metrics.base import Measured, Result, distribution, metric
 
 
@@ -52,6 +52,7 @@ def admission_s(cell: Measured) -> Result:
 @metric("s", "neither")
 def latency_breakdown_s(cell: Measured) -> Result:
     """Mean seconds of a completed session in each component; they sum to its mean latency."""
+    names = [name for name in WITH_LOADS if f"{name}_s" in cell.finished]
     if not len(cell.finished):
-        return dict.fromkeys(COMPONENTS)
-    return {name: float(cell.finished[f"{name}_s"].mean()) for name in COMPONENTS}
+        return dict.fromkeys(names)
+    return {name: float(cell.finished[f"{name}_s"].mean()) for name in names}

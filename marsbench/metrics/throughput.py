@@ -43,5 +43,8 @@ def wall_s(cell: Measured) -> Result:
 
 @metric("1", "neither")
 def gpu_utilisation(cell: Measured) -> Result:
-    """Time the engine spent in steps ÷ makespan."""
+    """Time the engine spent in steps ÷ makespan; of several replicas, ÷ the sum of theirs."""
+    replicas = cell.tables.replicas
+    if len(replicas):
+        return ratio(float(replicas["busy_s"].sum()), float(replicas["up_s"].sum()))
     return ratio(cell.tables.totals.gpu_busy_s, cell.makespan_s)

@@ -1,39 +1,31 @@
 """How much faster is one system than another, and is that more than chance?
 
 Cells of one (workload, profile, engine, tool cores, load, seed) share sessions and arrivals, so
-systems are compared on pairs of the same session. Intervals are 95 % percentile bootstrap over
-pairs: sessions are drawn with replacement within each seed and, with three seeds or more, seeds
-are drawn first (a hierarchical bootstrap), since sessions of one run are not independent.
+systems are compared on pairs of the same session: in each seed the ratio of the two systems'
+numbers, over seeds the geometric mean, with the interval of ``marsbench.report.intervals``. Of runs
+that keep no session tables (reference runs), each seed's numbers come from the summary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from marsbench.errors import ConfigError
 from marsbench.registry import unknown
-from marsbench.report.data import MIN_SEEDS, SCENARIO, ReportData
-from marsbench.report.style import in_order
+from marsbench.report.data import SCENARIO, ReportData
+from marsbench.report.intervals import MIN_SEEDS, Ints, Measure, Pairs, Ratio, over_seeds, paired
 from marsbench.report.table import number
+from marsbench.trace.workload import original_session
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-RESAMPLES = 2000
-MAX_DRAWN = 2_000_000
-"""Pairs drawn at a time: bounds memory."""
-CONFIDENCE = 0.95
 SLO_ALPHA = 3.0
 HEADLINE = "session_latency_s.mean"
 """The statistic that is also said in words."""
-BASELINES = ("vllm-tuned", "vllm")
-"""Preferred baselines when none is named: the strongest stock system in the run."""
+TUNED = "-tuned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +33,23 @@ class Statistic:
     """One number of a sample of sessions that two systems are compared by."""
 
     name: str
+    """As in ``summary.json``."""
     words: str
     column: str
-    compute: Callable[[Floats], Floats]
-    """Over the last axis."""
+    """Of the sessions."""
+    measure: Measure
     lower_is_better: bool = True
 
 
-def _mean(values: Floats) -> Floats:
-    result: Floats = np.mean(values, axis=-1)
-    return result
-
-
-def _percentile(percent: float) -> Callable[[Floats], Floats]:
-    def compute(values: Floats) -> Floats:
-        result: Floats = np.percentile(values, percent, axis=-1)
-        return result
-
-    return compute
-
-
 STATISTICS = (
-    Statistic("session_latency_s.mean", "mean session latency", "latency_s", _mean),
-    Statistic("session_latency_s.p50", "median session latency", "latency_s", _percentile(50)),
-    Statistic("session_latency_s.p95", "p95 session latency", "latency_s", _percentile(95)),
-    Statistic("session_latency_s.p99", "p99 session latency", "latency_s", _percentile(99)),
-    Statistic("session_slowdown.mean", "mean session slowdown", "slowdown", _mean),
-    Statistic("slo_attainment.3", "sessions within 3x ideal", "met", _mean, lower_is_better=False),
+    Statistic("session_latency_s.mean", "mean session latency", "latency_s", Measure()),
+    Statistic("session_latency_s.p50", "median session latency", "latency_s", Measure(50)),
+    Statistic("session_latency_s.p95", "p95 session latency", "latency_s", Measure(95)),
+    Statistic("session_latency_s.p99", "p99 session latency", "latency_s", Measure(99)),
+    Statistic("session_slowdown.mean", "mean session slowdown", "slowdown", Measure()),
+    Statistic(
+        "slo_attainment.3", "sessions within 3x ideal", "met", Measure(), lower_is_better=False
+    ),
 )
 
 
@@ -88,14 +70,22 @@ class Comparison:
     system_value: float
     baseline_value: float
     ratio: float | None
-    """How many times better the system is (above 1 = better); None if the denominator is 0."""
+    """How many times better the system is (above 1 = better), geometric mean over seeds; None if a
+    seed has nothing to divide."""
     low: float | None
     high: float | None
     """95 % interval of the ratio."""
-    pairs: int
+    pairs: int | None
+    """Sessions that both systems ran; None if only summaries are there."""
+    distinct: int | None
+    """Different recorded or generated sessions among them, over all seeds; None if unknown."""
     seeds: int
     unpaired: int
     """Sessions left out of the latency pairs because one of the two systems failed them."""
+    unstable: tuple[str, ...] = ()
+    """Which of the two are past their stability point here: a ratio grows with the run's length."""
+    active: float | None = None
+    """Agents at once in a closed loop; None elsewhere, and where the run does not say."""
 
     @property
     def significant(self) -> bool:
@@ -113,7 +103,11 @@ class Comparison:
         """The load in words."""
         if self.load is not None:
             return f"at load {self.load:g}"
-        return "in closed loop" if self.rate_per_s is None else f"at {self.rate_per_s:g} sessions/s"
+        if self.active is not None:
+            return f"with {self.active:.0f} agents"
+        if self.rate_per_s is None:
+            return "in closed loop"
+        return f"at {number(3600 * self.rate_per_s)} sessions/hour"
 
     def sentence(self) -> str:
         """The result in words."""
@@ -121,6 +115,12 @@ class Comparison:
             return (
                 f"{self.system} and {self.baseline} cannot be compared in {self.words} {self.where}: "
                 f"{self.system_value:.3g} against {self.baseline_value:.3g}"
+            )
+        if self.unstable:
+            names = " and ".join(self.unstable)
+            return (
+                f"{names} unstable {self.where}: later sessions wait ever longer, so a ratio of "
+                f"{self.system} to {self.baseline} would grow with the length of the run"
             )
         better, worse = ("faster", "slower") if "latency" in self.words else ("better", "worse")
         if not self.significant:
@@ -147,18 +147,27 @@ def _times(ratio: float, low: float, high: float) -> str:
 def compare_systems(
     data: ReportData, baseline: str | None = None, *, seed: int = 0
 ) -> list[Comparison]:
-    """Every system of the data against the baseline, at every load."""
-    systems = in_order(data.systems)
+    """Every system of the data against the baseline (default: the run's first system, as tuned if
+    the run has that), at every load.
+    """
+    systems = data.systems
     if len(systems) < 2:
         raise ConfigError(
             f"only one system ({systems[0]}) in {_names(data)}: run at least two, or give two runs"
         )
     if baseline is None:
-        baseline = next((name for name in BASELINES if name in systems), systems[-1])
+        baseline = default_baseline(systems)
     if baseline not in systems:
         raise unknown("baseline", baseline, systems)
     pairs = [(system, baseline) for system in systems if system != baseline]
     return _compare(data, pairs, seed)
+
+
+def default_baseline(systems: Sequence[str]) -> str:
+    """The first system the user named, in its tuned variant if that was run too."""
+    first, _, run = systems[0].partition(" @ ")
+    tuned = f"{first}{TUNED}" + (f" @ {run}" if run else "")
+    return tuned if tuned in systems else systems[0]
 
 
 def compare_runs(data: ReportData, *, seed: int = 0) -> list[Comparison]:
@@ -168,8 +177,7 @@ def compare_runs(data: ReportData, *, seed: int = 0) -> list[Comparison]:
     first, second = (data.cells.loc[data.cells["run"] == run, "system"].unique() for run in (0, 1))
     before = {str(name).partition(" @ ")[0]: str(name) for name in first}
     after = {str(name).partition(" @ ")[0]: str(name) for name in second}
-    shared = in_order(set(before) & set(after))
-    pairs = [(after[name], before[name]) for name in shared]
+    pairs = [(after[name], before[name]) for name in after if name in before]
     if not pairs and len(before) == len(after) == 1:
         pairs = [(next(iter(after.values())), next(iter(before.values())))]
     if not pairs:
@@ -186,14 +194,19 @@ def _names(data: ReportData) -> str:
 
 def _compare(data: ReportData, pairs: Sequence[tuple[str, str]], seed: int) -> list[Comparison]:
     found: list[Comparison] = []
-    sessions = data.sessions()
-    slo = sessions["latency_s"] <= SLO_ALPHA * sessions["ideal_s"]
-    sessions["met"] = slo.astype(float).where(sessions["ideal_s"].notna())
-    for place, frame in _places(sessions):
+    sessions = _sessions(data) if data.has_sessions else None
+    for place, cells in _places(data.cells):
+        here = None
+        if sessions is not None:
+            here = sessions.merge(cells[["run", "cell"]], on=["run", "cell"])
+        shaky = data.unstable(cells)
         for system, baseline in pairs:
-            paired = _pair(frame, system, baseline)
-            if len(paired):
-                found += _statistics(place, system, baseline, paired, seed)
+            sides = (system, baseline)
+            where = {**place, "unstable": tuple(name for name in sides if name in shaky)}
+            if here is None:
+                found += _of_summaries(where, sides, cells)
+            else:
+                found += _of_sessions(where, sides, here, seed)
     if not found:
         raise ConfigError(
             f"no session ran under both sides of {_names(data)}: "
@@ -202,19 +215,28 @@ def _compare(data: ReportData, pairs: Sequence[tuple[str, str]], seed: int) -> l
     return found
 
 
-def _places(sessions: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Sessions by everything but system and seed. Arrival rates of one load differ in nothing."""
-    by = [*SCENARIO, "load" if sessions["load"].notna().all() else "rate_per_s"]
-    for _, frame in sessions.groupby(by, sort=True, dropna=False):
+def _sessions(data: ReportData) -> pd.DataFrame:
+    """Sessions with what statistics are made of, and the original that each one replays."""
+    sessions = data.sessions()
+    met = sessions["latency_s"] <= SLO_ALPHA * sessions["ideal_s"]
+    sessions["met"] = met.astype(float).where(sessions["ideal_s"].notna())
+    sessions["original"] = sessions["session_id"].map(original_session)
+    return sessions
+
+
+def _places(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Cells by everything but system and seed. Arrival rates of one load differ in nothing."""
+    by = [*SCENARIO, "load" if cells["load"].notna().all() else "rate_per_s", "active"]
+    for _, frame in cells.groupby(by, sort=True, dropna=False):
         first = frame.iloc[0]
         place = {name: first[name] for name in SCENARIO}
         place["tool_cores"] = int(place["tool_cores"])
-        for name in ("load", "rate_per_s"):
+        for name in ("load", "rate_per_s", "active"):
             place[name] = None if np.isnan(first[name]) else float(first[name])
         yield place, frame
 
 
-def _pair(frame: pd.DataFrame, system: str, baseline: str) -> pd.DataFrame:
+def pair_sessions(frame: pd.DataFrame, system: str, baseline: str) -> pd.DataFrame:
     """Rows of sessions both systems ran; ``_a`` = system, ``_b`` = baseline."""
     sides = []
     for name in (system, baseline):
@@ -222,85 +244,92 @@ def _pair(frame: pd.DataFrame, system: str, baseline: str) -> pd.DataFrame:
         # one session may be drawn more than once for a cell: pair them in order of arrival
         side = side.sort_values(["seed", "session_id", "arrival_s"], kind="stable")
         side["copy"] = side.groupby(["seed", "session_id"]).cumcount()
-        sides.append(side[["seed", "session_id", "copy", "latency_s", "slowdown", "met"]])
-    return sides[0].merge(sides[1], on=["seed", "session_id", "copy"], suffixes=("_a", "_b"))
+        sides.append(side[["seed", "session_id", "copy", "original", *_COLUMNS]])
+    by = ["seed", "session_id", "copy", "original"]
+    return sides[0].merge(sides[1], on=by, suffixes=("_a", "_b"))
 
 
-def _statistics(
-    place: dict[str, Any], system: str, baseline: str, paired: pd.DataFrame, seed: int
+_COLUMNS = tuple(dict.fromkeys(statistic.column for statistic in STATISTICS))
+
+
+def _of_sessions(
+    where: Mapping[str, Any], sides: tuple[str, str], frame: pd.DataFrame, seed: int
 ) -> Iterator[Comparison]:
-    for column in dict.fromkeys(statistic.column for statistic in STATISTICS):
-        sides = [f"{column}_a", f"{column}_b"]
-        known = paired.dropna(subset=sides).sort_values("seed", kind="stable")
-        if not len(known):
+    rows = pair_sessions(frame, *sides)
+    originals: Ints = pd.factorize(rows["original"])[0].astype(np.int64)
+    by_seed = [np.flatnonzero(rows["seed"] == seed) for seed in rows["seed"].unique()]
+    for statistic in STATISTICS:
+        ours, theirs = (rows[f"{statistic.column}_{side}"].to_numpy(float) for side in "ab")
+        known = ~np.isnan(ours) & ~np.isnan(theirs)
+        if not known.any():
             continue
-        sizes: Ints = np.unique(known["seed"].to_numpy(), return_counts=True)[1].astype(np.int64)
-        values = known[sides].to_numpy().T
-        chosen = [statistic for statistic in STATISTICS if statistic.column == column]
-        draws = _bootstrap(values, sizes, chosen, np.random.default_rng(seed))
-        for statistic, (ours, theirs) in zip(chosen, draws, strict=True):
-            a, b = statistic.compute(values)
-            low, high = _interval(_ratio(statistic, ours, theirs))
-            ratio = float(_ratio(statistic, a, b))
-            defined = bool(np.isfinite([ratio, low, high]).all())
-            yield Comparison(
-                **place,
-                system=system,
-                baseline=baseline,
-                statistic=statistic.name,
-                words=statistic.words,
-                system_value=float(a),
-                baseline_value=float(b),
-                ratio=ratio if defined else None,
-                low=low if defined else None,
-                high=high if defined else None,
-                pairs=len(known),
-                seeds=len(sizes),
-                unpaired=len(paired) - len(known),
-            )
+        better, worse = (theirs, ours) if statistic.lower_is_better else (ours, theirs)
+        parts = [part[known[part]] for part in by_seed if known[part].any()]
+        of = statistic.measure.of
+        yield _comparison(
+            where,
+            sides,
+            statistic,
+            paired(
+                [Pairs(better[part], worse[part], originals[part]) for part in parts],
+                statistic.measure,
+                np.random.default_rng(seed),
+            ),
+            values=tuple(float(np.mean([of(side[p]) for p in parts])) for side in (ours, theirs)),
+            seeds=len(parts),
+            pairs=int(known.sum()),
+            distinct=len(np.unique(originals[known])),
+            unpaired=len(rows) - int(known.sum()),
+        )
 
 
-def _ratio(statistic: Statistic, ours: Floats, theirs: Floats) -> Floats:
-    top, bottom = (theirs, ours) if statistic.lower_is_better else (ours, theirs)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(top, bottom)
+def _of_summaries(
+    where: Mapping[str, Any], sides: tuple[str, str], cells: pd.DataFrame
+) -> Iterator[Comparison]:
+    """From each seed's numbers alone; sessions that failed under one side only are not left out."""
+    frames = [cells[cells["system"] == name].set_index("seed") for name in sides]
+    common = frames[0].index.intersection(frames[1].index)
+    for statistic in STATISTICS:
+        ours, theirs = (
+            pd.to_numeric(frame.loc[common, statistic.name]).to_numpy(float) for frame in frames
+        )
+        if not len(common) or np.isnan([ours, theirs]).any():
+            continue
+        better, worse = (theirs, ours) if statistic.lower_is_better else (ours, theirs)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = over_seeds(np.log(better) - np.log(worse))
+        means = (float(ours.mean()), float(theirs.mean()))
+        yield _comparison(where, sides, statistic, ratio, values=means, seeds=len(common))
 
 
-def _bootstrap(
-    values: Floats, sizes: Ints, statistics: Sequence[Statistic], rng: np.random.Generator
-) -> list[Floats]:
-    """(2, RESAMPLES) values per statistic. ``values`` = (2, pairs), sorted by seed."""
-    chunks: list[list[Floats]] = [[] for _ in statistics]
-    step = max(1, min(RESAMPLES, MAX_DRAWN // values.shape[1]))
-    for start in range(0, RESAMPLES, step):
-        picks = _picks(sizes, min(step, RESAMPLES - start), rng)
-        sample = values[:, picks]
-        for chunk, statistic in zip(chunks, statistics, strict=True):
-            chunk.append(statistic.compute(sample))
-    return [np.concatenate(chunk, axis=1) for chunk in chunks]
-
-
-def _picks(sizes: Ints, rows: int, rng: np.random.Generator) -> Ints:
-    """Rows of indices of pairs. From MIN_SEEDS seeds on, each row draws seeds first and then the
-    mean number of pairs from each of them; below, every seed keeps its own pairs.
-    """
-    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    if len(sizes) < MIN_SEEDS:
-        within = [rng.integers(size, size=(rows, size)) for size in sizes]
-        return np.concatenate([s + w for s, w in zip(starts, within, strict=True)], axis=1)
-    seeds = rng.integers(len(sizes), size=(rows, len(sizes), 1))
-    share = rng.random((rows, len(sizes), max(1, round(float(sizes.mean())))))
-    picks: Ints = starts[seeds] + (share * sizes[seeds]).astype(np.int64)
-    return picks.reshape(rows, -1)
-
-
-def _interval(draws: Floats) -> tuple[float, float]:
-    """Percentile interval; NaN if any draw is undefined (a side without a single success)."""
-    if not np.isfinite(draws).all():
-        return float("nan"), float("nan")
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(low), float(high)
+def _comparison(
+    where: Mapping[str, Any],
+    sides: tuple[str, str],
+    statistic: Statistic,
+    ratio: Ratio | None,
+    *,
+    values: tuple[float, ...],
+    seeds: int,
+    pairs: int | None = None,
+    distinct: int | None = None,
+    unpaired: int = 0,
+) -> Comparison:
+    return Comparison(
+        **where,
+        system=sides[0],
+        baseline=sides[1],
+        statistic=statistic.name,
+        words=statistic.words,
+        system_value=values[0],
+        baseline_value=values[1],
+        ratio=None if ratio is None else ratio.value,
+        low=None if ratio is None else ratio.low,
+        high=None if ratio is None else ratio.high,
+        pairs=pairs,
+        distinct=distinct,
+        seeds=seeds,
+        unpaired=unpaired,
+    )
 
 
 def warnings_of(found: Sequence[Comparison]) -> list[str]:
@@ -311,6 +340,19 @@ def warnings_of(found: Sequence[Comparison]) -> list[str]:
         notes.append(
             f"{seeds} seed{'s' if seeds > 1 else ''} only: the intervals do not cover variation "
             f"between arrivals; run with --seeds {MIN_SEEDS} or more"
+        )
+    repeated = [e for e in found if e.distinct is not None and e.distinct < (e.pairs or 0)]
+    if repeated:
+        least = min(repeated, key=lambda entry: entry.distinct or 0)
+        notes.append(
+            f"{least.pairs} pairs replay {least.distinct} distinct sessions: the intervals count "
+            "those, not the pairs"
+        )
+    shaky = {(name, entry.where): None for entry in found for name in entry.unstable}
+    if shaky:
+        places = ", ".join(f"{name} {where}" for name, where in shaky)
+        notes.append(
+            f"unstable: {places}; ratios there grow with the number of sessions and are not to be quoted"
         )
     unsure = [entry for entry in found if not entry.significant]
     if unsure:
@@ -329,12 +371,14 @@ def warnings_of(found: Sequence[Comparison]) -> list[str]:
 def comparison_rows(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """Heading and rows of the printed table; the first NUM_TEXT columns are text."""
     header = ["workload", "load", "system", "against", "statistic"]
-    header += ["value", "baseline", "ratio", "95 %", "pairs"]
+    header += ["value", "baseline", "ratio", "95 %", "pairs", "distinct", "seeds", "note"]
     rows = []
     for entry in found:
         load = f"{entry.load:g}" if entry.load is not None else "closed"
         if entry.load is None and entry.rate_per_s is not None:
-            load = f"{entry.rate_per_s:g}/s"
+            load = f"{number(3600 * entry.rate_per_s)}/h"
+        elif entry.active is not None:
+            load = f"{entry.active:.0f} agents"
         known = entry.ratio is not None
         rows.append(
             [
@@ -347,7 +391,10 @@ def comparison_rows(found: Sequence[Comparison]) -> tuple[list[str], list[list[s
                 number(entry.baseline_value),
                 f"{entry.ratio:.2f}x" if known else "-",
                 f"{entry.low:.2f}–{entry.high:.2f}" if known else "-",
-                str(entry.pairs),
+                "-" if entry.pairs is None else str(entry.pairs),
+                "-" if entry.distinct is None else str(entry.distinct),
+                str(entry.seeds),
+                "unstable" if entry.unstable else "",
             ]
         )
     return header, rows

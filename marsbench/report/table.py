@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from marsbench.report.data import SCENARIO, ReportData, over_seeds
+from marsbench.metrics import catalogue
+from marsbench.report.data import SCENARIO, ReportData, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +34,60 @@ COLUMNS = (
     Column("recomputed", "recomputed_tokens", ",.0f"),
     Column("preempted", "preemptions", ",.0f"),
     Column("failed", "failed", ",.0f"),
+    Column("sessions", "arrived", ",.0f"),
+    Column("distinct", "distinct", ",.0f"),
 )
-KEYS = (*SCENARIO, "load", "rate_per_s", "system")
+KEYS = (*SCENARIO, "load", "rate_per_s", "active", "system")
 
 
 def report_rows(data: ReportData) -> list[dict[str, Any]]:
-    """Rows in the order they are printed: the key, ``seeds``, and per metric mean and interval.
+    """Rows in the order they are printed: the key, ``seeds``, ``unstable``, and every metric.
 
-    ``METRIC`` is the mean over seeds, ``METRIC ±`` the half-width of its 95 % interval (None
-    below three seeds).
+    ``METRIC`` is the mean over seeds, ``METRIC low`` and ``METRIC high`` the lowest and highest seed.
     """
     order = {system: rank for rank, system in enumerate(data.systems)}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for column in COLUMNS:
-        for record in over_seeds(data.cells, KEYS, column.metric).to_dict("records"):
+        for record in spread(data.cells, KEYS, column.metric).to_dict("records"):
             key = tuple(_number(record[name]) for name in KEYS)
             row = rows.setdefault(key, dict(zip(KEYS, key, strict=True)))
             row["seeds"] = max(int(record["seeds"]), int(row.get("seeds", 0)))
             row[column.metric] = _number(record["mean"])
-            row[f"{column.metric} ±"] = _number(record["half"])
+            for end in ("low", "high"):
+                row[f"{column.metric} {end}"] = _number(record[end])
+
+    for (_, *place), cells in data.cells.groupby(["run", *KEYS], dropna=False):
+        row = rows[tuple(_number(value) for value in place)]
+        row["unstable"] = bool(data.unstable(cells))
 
     def position(row: dict[str, Any]) -> tuple[Any, ...]:
-        x = row["load"] if row["load"] is not None else row["rate_per_s"]
+        x = next((row[k] for k in ("load", "rate_per_s", "active") if row[k] is not None), None)
         scenario = tuple(str(row[name]) for name in SCENARIO)
         return (*scenario, math.inf if x is None else x, order[row["system"]])
 
     return sorted(rows.values(), key=position)
+
+
+def best_of(rows: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """(row, metric) of the best value of each column among the systems of a scenario and load, and of
+    those that are printed alike; none where all are, or where the metric has no better direction.
+    """
+    better = {metric.name: metric.better for metric in catalogue()} | {"failed": "lower"}
+    found: set[tuple[int, str]] = set()
+    places: dict[Any, list[int]] = {}
+    for k, row in enumerate(rows):
+        place = tuple(row[name] for name in KEYS if name != "system")
+        places.setdefault(place, []).append(k)
+    for here in places.values():
+        for column in COLUMNS:
+            direction = better.get(column.metric.partition(".")[0], "neither")
+            values = {k: rows[k][column.metric] for k in here if rows[k][column.metric] is not None}
+            shown = {k: number(value, column.form) for k, value in values.items()}
+            if direction == "neither" or len(set(shown.values())) < 2:
+                continue
+            top = shown[(min if direction == "lower" else max)(values, key=lambda k: values[k])]
+            found |= {(k, column.metric) for k, text in shown.items() if text == top}
+    return found
 
 
 def _number(value: Any) -> Any:
@@ -65,8 +95,9 @@ def _number(value: Any) -> Any:
 
 
 def text_cells(row: dict[str, Any]) -> list[str]:
-    """A row as printed: key columns, then ``mean`` or ``mean ±half`` of each metric."""
-    cells = [str(row["workload"]), str(row["profile"]), _load(row), str(row["system"])]
+    """A row as printed: key columns, then each metric's mean, for the first with its seeds' range."""
+    system = f"{row['system']} (unstable)" if row["unstable"] else str(row["system"])
+    cells = [str(row["workload"]), str(row["profile"]), load_text(row), system]
     return cells + [_value(row, column) for column in COLUMNS]
 
 
@@ -75,22 +106,27 @@ def headings() -> list[str]:
     return ["workload", "profile", "load", "system", *(column.heading for column in COLUMNS)]
 
 
-def _load(row: dict[str, Any]) -> str:
+def load_text(row: dict[str, Any]) -> str:
+    """Return a cell's load, or its rate, as the table shows it."""
     if row["load"] is not None:
         return f"{row['load']:.3g}"
-    return "closed" if row["rate_per_s"] is None else f"{row['rate_per_s']:.3g}/s"
+    if row["active"] is not None:
+        return f"{row['active']:.0f} agents"
+    return "closed" if row["rate_per_s"] is None else f"{number(3600 * row['rate_per_s'])}/h"
 
 
 def _value(row: dict[str, Any], column: Column) -> str:
-    mean, half = row[column.metric], row[f"{column.metric} ±"]
+    mean, low, high = (row[f"{column.metric}{end}"] for end in ("", " low", " high"))
     if mean is None:
         return "-"
     text = number(mean, column.form)
-    return f"{text} ±{number(half, column.form)}" if half and column.metric == _WITH_HALF else text
+    if column.metric != _WITH_SPREAD or low == high:
+        return text
+    return f"{text} ({number(low, column.form)}–{number(high, column.form)})"
 
 
-_WITH_HALF = COLUMNS[0].metric
-"""Only the headline number carries its interval in print; ``--json`` has them all."""
+_WITH_SPREAD = COLUMNS[0].metric
+"""Only the headline number is printed with its lowest and highest seed; ``--json`` has them all."""
 
 
 def number(value: float, form: str = ".3g") -> str:
@@ -128,7 +164,16 @@ def print_table(
         print("  ".join(cells).rstrip(), file=stream)
 
 
-_DROPPED_FIRST = ("recomputed", "p99", "p50", "preempted", "goodput@3 1/s", "TTFT s", "sessions/s")
+_DROPPED_FIRST = (
+    "sessions",
+    "recomputed",
+    "p99",
+    "p50",
+    "preempted",
+    "goodput@3 1/s",
+    "TTFT s",
+    "sessions/s",
+)
 """Metric columns that a narrow terminal does without, in this order."""
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from marsbench.core import HostView
 from marsbench.events import Event
 
 Key = tuple[float, ...]
@@ -19,7 +20,11 @@ Key = tuple[float, ...]
 
 
 class TurnView(Protocol):
-    """A turn inside an engine, as a policy may read it."""
+    """A turn inside an engine, as a policy may read it.
+
+    Its counts hold for the call in which it was shown. Kept longer they may stand still, as they
+    do where the engine is another project's.
+    """
 
     @property
     def session(self) -> int: ...
@@ -77,6 +82,11 @@ class EngineView(Protocol):
     @property
     def pinned_blocks(self) -> int:
         """Blocks held only by retention."""
+        ...
+
+    @property
+    def host(self) -> HostView | None:
+        """Host memory for KV; None where there is none, or the engine does not tell."""
         ...
 
     @property

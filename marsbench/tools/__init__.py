@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 
 from marsbench.registry import unknown
-from marsbench.tools.base import Outcome, ToolAssumptions, ToolDemand, ToolModel, demand_of
+from marsbench.tools.base import CallOutcome, ToolAssumptions, ToolDemand, ToolModel, demand_of
 from marsbench.tools.executor import Execution, ToolExecutor
 
 __all__ = [
     "TOOL_EXECUTORS",
     "TOOL_MODELS",
+    "CallOutcome",
     "Execution",
-    "Outcome",
     "ToolAssumptions",
     "ToolDemand",
     "ToolExecutor",

@@ -121,7 +121,7 @@ class ToolDemand:
         return wall if self.timeout_ps is None else min(wall, self.timeout_ps)
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """How a tool call ended."""
 
     at_ps: int
@@ -153,7 +153,7 @@ class ToolModel(Protocol):
         """Handles of the calls that ended up to now, by end, then by start."""
         ...
 
-    def outcome(self, handle: int) -> Outcome:
+    def outcome(self, handle: int) -> CallOutcome:
         """How a call of the latest ``pop_completed`` ended; KeyError for any other."""
         ...
 

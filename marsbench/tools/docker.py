@@ -20,7 +20,7 @@ from marsbench.core import PS_PER_S
 from marsbench.errors import ConfigError, EngineError
 from marsbench.tools import burner
 from marsbench.tools.base import MILLI, WEIGHTS, ToolDemand
-from marsbench.tools.executor import Execution, tool_core_ids
+from marsbench.tools.executor import STILL_S, Execution, tool_core_ids, watched
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -51,6 +51,7 @@ class Docker:
         image: str = IMAGE,
         commands: Mapping[str, Sequence[str]] | None = None,
         connect: Callable[[], DockerClient] | None = None,
+        still_s: float = STILL_S,
     ) -> None:
         """``commands``: tool name -> argv to run instead of burning the recorded CPU time.
         ``connect`` makes the client (default: docker-py's, from the environment).
@@ -59,6 +60,7 @@ class Docker:
         self._image = image
         self._commands = dict(commands or {})
         self._connect = connect or _from_environment
+        self._still_s = still_s
         self._run_id = uuid.uuid4().hex
         self._client: DockerClient | None = None
         self._cpus: tuple[int, ...] = ()
@@ -88,16 +90,17 @@ class Docker:
         weighed = asyncio.create_task(self._weigh(container, demand, before_ns, over))
         try:
             async with asyncio.timeout(timeout_s):
-                status, output = await self._in_thread(
-                    _execute, container, command or _burn_command(demand)
-                )
+                if command is None:
+                    status, output = await self._burn(container, demand, before_ns)
+                else:
+                    status, output = await self._in_thread(_execute, container, command)
                 if command is None and demand.io_ps:
                     await asyncio.sleep(demand.io_ps / PS_PER_S)
         except TimeoutError:
             used_ns = await self._in_thread(_used_ns, container) - before_ns
             await self._in_thread(_remove, container)
             return Execution(used_ns * PS_PER_NS, timed_out=True)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, EngineError):
             await self._in_thread(_remove, container)
             raise
         finally:
@@ -111,6 +114,17 @@ class Docker:
         used_ns = await self._in_thread(_used_ns, container) - before_ns
         self._idle[demand.cores_milli].append(container)
         return Execution(used_ns * PS_PER_NS, timed_out=False)
+
+    async def _burn(
+        self, container: Container, demand: ToolDemand, before_ns: int
+    ) -> tuple[int, str]:
+        """Burn the call's CPU time; a real command may wait for as long as it likes, this may not."""
+
+        async def used_ns() -> int:
+            return await self._in_thread(_used_ns, container) - before_ns
+
+        work = self._in_thread(_execute, container, _burn_command(demand))
+        return await watched(work, used_ns, name=demand.name, still_s=self._still_s)
 
     async def _weigh(
         self, container: Container, demand: ToolDemand, before_ns: int, over: asyncio.Event

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from marsbench.errors import ConfigError
+from marsbench.errors import ConfigError, EngineError
 from marsbench.tools.base import ToolDemand
+
+STILL_S = 60.0
+"""A call whose processes have CPU work left and use no CPU time for so long has been stopped: even the
+nicest process on a machine with twenty times as many busy ones as cores gets some in a quarter of that."""
+
+Result = TypeVar("Result")
 
 
 class Execution(NamedTuple):
@@ -40,6 +48,30 @@ class ToolExecutor(Protocol):
     async def close(self) -> None:
         """Kill what still runs and leave nothing behind."""
         ...
+
+
+async def watched(
+    work: Awaitable[Result], used_ns: Callable[[], Awaitable[int]], *, name: str, still_s: float
+) -> Result:
+    """The result of a call's CPU work; EngineError if it uses no CPU time for ``still_s`` seconds.
+
+    ``used_ns`` tells what the call has used. The caller kills what is left of a call that failed.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        last_ns = 0
+        while not (await asyncio.wait({working}, timeout=still_s))[0]:
+            now_ns = await used_ns()
+            if now_ns <= last_ns:
+                raise EngineError(
+                    f"tool {name!r} has used no CPU time for {still_s:g} s although it has work left: "
+                    "its process was stopped (SIGSTOP, a frozen container?); it is killed"
+                )
+            last_ns = now_ns
+        return await working
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 def tool_core_ids(cores: int) -> tuple[int, ...]:

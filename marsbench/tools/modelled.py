@@ -18,7 +18,7 @@ from bisect import insort
 from heapq import heappop, heappush
 
 from marsbench.errors import ConfigError
-from marsbench.tools.base import MILLI, WEIGHTS, Outcome, ToolDemand
+from marsbench.tools.base import MILLI, WEIGHTS, CallOutcome, ToolDemand
 
 SHIFT = 40
 UNIT = MILLI << SHIFT
@@ -46,8 +46,8 @@ class Modelled:
         self._calls: dict[int, _Call] = {}
         self._io: list[tuple[int, int, _Call]] = []
         self._deadlines: list[tuple[int, int, _Call]] = []
-        self._ended: list[tuple[int, int, int, Outcome]] = []
-        self._outcomes: dict[int, Outcome] = {}
+        self._ended: list[tuple[int, int, int, CallOutcome]] = []
+        self._outcomes: dict[int, CallOutcome] = {}
         self._started = 0
         self._next_ps: int | None = None
 
@@ -80,7 +80,7 @@ class Modelled:
         self._ended = []
         return handles
 
-    def outcome(self, handle: int) -> Outcome:
+    def outcome(self, handle: int) -> CallOutcome:
         return self._outcomes[handle]
 
     @property
@@ -142,7 +142,7 @@ class Modelled:
 
     def _end(self, call: _Call, cpu_ps: int, *, timed_out: bool) -> None:
         call.ended = True
-        outcome = Outcome(self._now_ps, cpu_ps, timed_out)
+        outcome = CallOutcome(self._now_ps, cpu_ps, timed_out)
         heappush(self._ended, (self._now_ps, call.order, call.handle, outcome))
 
     def _join(self, call: _Call) -> None:

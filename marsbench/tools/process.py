@@ -13,7 +13,7 @@ from marsbench.core import PS_PER_S
 from marsbench.errors import ConfigError, EngineError
 from marsbench.tools import burner
 from marsbench.tools.base import MILLI, ToolDemand
-from marsbench.tools.executor import Execution, tool_core_ids
+from marsbench.tools.executor import STILL_S, Execution, tool_core_ids, watched
 
 PS_PER_NS = 1000
 START_TIMEOUT_S = 30.0
@@ -22,11 +22,14 @@ START_TIMEOUT_S = 30.0
 class Process:
     """A call takes an idle worker (one is started if there is none) and burns in its process
     group, so that a timeout kills all of it. CPU work first, then the I/O wait as a sleep.
+
+    A call that has CPU work left and uses no CPU time for ``still_s`` seconds stops the run.
     """
 
-    def __init__(self, cores: int = 0, *, prestarted: int = 2) -> None:
+    def __init__(self, cores: int = 0, *, prestarted: int = 2, still_s: float = STILL_S) -> None:
         """``cores`` tool cores (0 = not pinned); ``prestarted`` workers wait for the first calls."""
         self._cores = cores
+        self._still_s = still_s
         self._prestarted = prestarted
         self._cpus: tuple[int, ...] = ()
         self._idle: list[_Worker] = []
@@ -49,7 +52,7 @@ class Process:
             async with asyncio.timeout(timeout_s):
                 if demand.cpu_ps:
                     worker = self._idle.pop() if self._idle else await self._start()
-                    used_ps = await worker.burn(demand) * PS_PER_NS
+                    used_ps = await self._burn(worker, demand) * PS_PER_NS
                     self._idle.append(worker)
                     worker = None
                 if demand.io_ps:
@@ -62,6 +65,12 @@ class Process:
             if worker is not None:
                 await self._kill(worker)
         return Execution(used_ps, timed_out=False)
+
+    async def _burn(self, worker: _Worker, demand: ToolDemand) -> int:
+        async def used_ns() -> int:
+            return worker.used_in_call_ns()
+
+        return await watched(worker.burn(demand), used_ns, name=demand.name, still_s=self._still_s)
 
     async def close(self) -> None:
         """Kill all workers with their process groups."""

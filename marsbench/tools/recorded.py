@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from marsbench.tools.base import MILLI, Outcome, ToolDemand
+from marsbench.tools.base import MILLI, CallOutcome, ToolDemand
 
 
 class Recorded:
@@ -14,7 +14,7 @@ class Recorded:
         """``cores`` is taken for one signature with other models and changes nothing."""
         self._queue: list[tuple[int, int, int]] = []
         self._calls: dict[int, tuple[int, ToolDemand]] = {}
-        self._outcomes: dict[int, Outcome] = {}
+        self._outcomes: dict[int, CallOutcome] = {}
         self._started = 0
         self._done_core_ps = 0
 
@@ -36,11 +36,11 @@ class Recorded:
             cpu_ps = _used_ps(demand, at_ps - start_ps)
             self._done_core_ps += cpu_ps
             full_ps = -(-demand.cpu_ps * MILLI // demand.cores_milli) + demand.io_ps
-            self._outcomes[handle] = Outcome(at_ps, cpu_ps, full_ps > at_ps - start_ps)
+            self._outcomes[handle] = CallOutcome(at_ps, cpu_ps, full_ps > at_ps - start_ps)
             handles.append(handle)
         return handles
 
-    def outcome(self, handle: int) -> Outcome:
+    def outcome(self, handle: int) -> CallOutcome:
         return self._outcomes[handle]
 
     @property

@@ -28,7 +28,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True)
-class Hub:
+class HubDataset:
     """One split of a Hugging Face dataset, kept as JSON lines (one row each, nulls left out)."""
 
     repo: str
@@ -47,7 +47,7 @@ class PublicSet:
     """As published, for people."""
     importer: str
     """Name of the format (see ``trace import --format``)."""
-    source: Release | Archive | Hub
+    source: Release | Archive | HubDataset
     sha256: str | None = None
     """Published or pinned checksum. None: none is published; the first fetch records what it got
     and later fetches must match it."""
@@ -82,7 +82,7 @@ _SETS = (
         licence="Apache-2.0",
         size="393 sessions",
         importer="weka",
-        source=Hub(
+        source=HubDataset(
             "semianalysisai/cc-traces-weka-062126", "23f152f6f0f9399a85901b89a6458def0ef16729"
         ),
     ),

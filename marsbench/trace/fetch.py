@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from marsbench.errors import ConfigError, ResultsError, TraceError
+from marsbench.extras import require
 from marsbench.trace import io
-from marsbench.trace.catalogue import Archive, Hub, PublicSet, Release
+from marsbench.trace.catalogue import Archive, HubDataset, PublicSet, Release
 
 TIMEOUT_S = 30.0
 LEDGER = "fetched.json"
@@ -57,7 +58,7 @@ def fetch(
     """
     with _writing(dest):
         dest.mkdir(parents=True, exist_ok=True)
-    if isinstance(entry.source, Hub):
+    if isinstance(entry.source, HubDataset):
         path = dest / f"{entry.name}.jsonl.zst"
         if not path.exists():
             _fetch_rows(entry.source, path, mirror)
@@ -201,8 +202,9 @@ def _unpack(packed: Path, source: Archive, path: Path) -> None:
         packed.unlink()
 
 
-def _fetch_rows(source: Hub, path: Path, mirror: str | None) -> None:
+def _fetch_rows(source: HubDataset, path: Path, mirror: str | None) -> None:
     """A dataset split as JSON lines, from the hub (cached and resumed by ``datasets``) or a folder."""
+    require("datasets", f"fetching {source.repo}")
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
@@ -257,8 +259,8 @@ def _check(entry: PublicSet, path: Path, ledger_path: Path) -> Fetched:
     return Fetched(path, found, checked)
 
 
-def _place(source: Release | Archive | Hub) -> str:
-    return f"{source.repo}@{source.revision}" if isinstance(source, Hub) else source.url
+def _place(source: Release | Archive | HubDataset) -> str:
+    return f"{source.repo}@{source.revision}" if isinstance(source, HubDataset) else source.url
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,7 @@ from marsbench.core import Session
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TraceSample:
     """What an importer may look at to recognise its format."""
 
     path: Path
@@ -20,6 +20,17 @@ class Sample:
     """First 64 KiB of the (decompressed) file; empty for a directory."""
     names: tuple[str, ...] = ()
     """For a directory: relative paths of the files below it (at most 1,000)."""
+
+
+class ColumnImporter(Protocol):
+    """An importer of tables whose columns a user names (``--map COLUMN=FIELD``)."""
+
+    def with_columns(self, columns: Mapping[str, str]) -> Importer:
+        """The importer for a table whose columns stand for the fields that are given.
+
+        Raises ConfigError if there is no such field.
+        """
+        ...
 
 
 class Importer(Protocol):
@@ -32,7 +43,7 @@ class Importer(Protocol):
     """Canonical field (new_input_tokens, output_tokens, resent_output, tools.wall_s, ...) ->
     "recorded", "derived: how" or "assumed: what". Fields not named are absent."""
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         """Whether this is certainly the importer's format. Must not raise on foreign bytes."""
         ...
 

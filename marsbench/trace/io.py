@@ -1,4 +1,4 @@
-"""Trace files as streams: plain, gzip and zstd by their first bytes, read by line, written whole."""
+"""Reads trace files line by line, compressed or not, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
+import msgspec
 import zstandard
 
 from marsbench.core import Session
 from marsbench.errors import ResultsError, TraceError
-from marsbench.trace.importer import Sample
+from marsbench.trace import faults
+from marsbench.trace.importer import TraceSample
 from marsbench.trace.schema import decode_session, encode_session, session_ids
 
 HEAD_BYTES = 65_536
 MAX_NAMES = 1_000
+TRACE_SUFFIXES = (".json", ".jsonl", ".traj")
+"""Endings of the files that are looked at below a directory, compressed or not."""
 _CHUNK_BYTES = 65_536
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -28,11 +32,11 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class _DamagedError(TraceError):
-    """A compressed stream ends, or turns to noise, before its end mark."""
+    """Is raised when a compressed stream ends, or turns to noise, before its end mark."""
 
 
 class _Stream(io.RawIOBase):
-    """Decompressed bytes as a raw file, so that the standard library buffers and splits lines."""
+    """Shows decompressed bytes as a raw file, so that the standard library buffers and splits lines."""
 
     def __init__(self, chunks: Generator[bytes]) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class _Stream(io.RawIOBase):
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file; the compression is told by its first bytes, not its name.
+    """Open the decompressed bytes of a file, whose first bytes, not its name, tell the compression.
 
     Raises TraceError if the file cannot be read or its compressed data are cut short.
     """
@@ -68,18 +72,8 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
         yield cast("BinaryIO", stream)
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
-    """As open_binary, decoded as UTF-8 (undecodable bytes become U+FFFD)."""
-    with (
-        open_binary(path) as stream,
-        io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="") as text,
-    ):
-        yield text
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of each line that is not blank; one line in memory at a time."""
+    """Yield (number from 1, line) for each line that is not blank, holding one line in memory at a time."""
     number = 0
     with open_binary(path) as stream:
         while True:
@@ -87,7 +81,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 line = stream.readline()
             except _DamagedError as error:
                 problem = f"{error.problem} (the {number:,} lines before were readable)"
-                raise TraceError(problem, path=str(path), line=number + 1) from error
+                raise _DamagedError(problem, path=str(path), line=number + 1) from error
             if not line:
                 return
             number += 1
@@ -98,21 +92,70 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
+def is_trace_name(name: str) -> bool:
+    """Tell by its name whether a file of a directory is looked at."""
+    return name.removesuffix(".gz").removesuffix(".zst").endswith(TRACE_SUFFIXES)
+
+
+def session_at(path: Path, line: int | None) -> str | None:
+    """Return the session that the row on a line names, or None if there is no such row or name."""
+    try:
+        for number, content in read_lines(path) if line is not None and path.is_file() else ():
+            if number == line:
+                row = msgspec.json.decode(content)
+                return faults.session_of(row if isinstance(row, dict) else None)
+    except (TraceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None
+
+
 def read_sessions(path: Path) -> Iterator[Session]:
-    """The sessions of a canonical trace in order, each checked; ids are unique in the file."""
+    """Yield the checked sessions of a canonical trace in order; an id may stand in the file only once.
+
+    What happens to a line that cannot be read is decided by ``faults.current()``.
+    """
     seen: set[str] = set()
-    for number, line in read_lines(path):
-        session = decode_session(line, path=str(path), number=number)
-        for session_id in session_ids(session):
-            if session_id in seen:
-                problem = f"{session_id!r} stands on an earlier line; give each session its own id"
-                raise TraceError(problem, path=str(path), line=number, field="session_id")
-            seen.add(session_id)
+    for number, line in _tolerated_lines(path):
+        if faults.current().leaves_out(str(path), number):
+            continue
+        try:
+            session = _decode(line, str(path), number)
+            _refuse_repeats(session, seen, path, number)
+        except TraceError as error:
+            faults.current().note(error)
+            continue
         yield session
 
 
+def _refuse_repeats(session: Session, seen: set[str], path: Path, number: int) -> None:
+    for session_id in session_ids(session):
+        if session_id in seen:
+            problem = f"{session_id!r} stands on an earlier line; give each session its own id"
+            raise TraceError(problem, path=str(path), line=number, field="session_id")
+        seen.add(session_id)
+
+
+def _tolerated_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, or those before its damage if faults are tolerated."""
+    try:
+        yield from read_lines(path)
+    except _DamagedError as error:
+        faults.current().note(error)
+
+
+def _decode(line: bytes, path: str, number: int) -> Session:
+    """Return the session of a line, which is mended if it cannot be read as it is and may be mended."""
+    try:
+        return decode_session(line, path=path, number=number)
+    except TraceError:
+        mended = faults.mend(line, path, number)
+        if mended is None:
+            raise
+        return decode_session(mended, path=path, number=number)
+
+
 def head(path: Path, num_bytes: int = HEAD_BYTES) -> bytes:
-    """First decompressed bytes of a file; of a file cut short, what there is."""
+    """Return the first decompressed bytes of a file, or what there is of a file that was cut short."""
     parts: list[bytes] = []
     with closing(_chunks(path)) as chunks, suppress(_DamagedError):
         for chunk in chunks:
@@ -122,22 +165,22 @@ def head(path: Path, num_bytes: int = HEAD_BYTES) -> bytes:
     return b"".join(parts)[:num_bytes]
 
 
-def sample(path: Path) -> Sample:
-    """What importers look at to recognise a file or a directory."""
+def sample(path: Path) -> TraceSample:
+    """Return what importers look at to recognise a file or a directory."""
     if not path.is_dir():
-        return Sample(path=path, head=head(path))
+        return TraceSample(path=path, head=head(path))
     names: list[str] = []
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
             names.append((Path(folder) / name).relative_to(path).as_posix())
             if len(names) == MAX_NAMES:
-                return Sample(path=path, head=b"", names=tuple(names))
-    return Sample(path=path, head=b"", names=tuple(names))
+                return TraceSample(path=path, head=b"", names=tuple(names))
+    return TraceSample(path=path, head=b"", names=tuple(names))
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of names and hashes of all files below a directory."""
+    """Return the SHA-256 of a file's bytes, or of the names and hashes of all files below a directory."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -152,7 +195,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when complete; .gz and .zst names are compressed.
+    """Open a file that appears under its name only when it is complete; .gz and .zst are compressed.
 
     The same bytes written give the same file. Raises ResultsError if it cannot be written.
     """
@@ -180,7 +223,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 def write_sessions(
     stream: BinaryIO, sessions: Iterable[Session], extensions: dict[str, Any] | None = None
 ) -> int:
-    """Write canonical lines, ``extensions`` (x_... keys) on the first; returns how many."""
+    """Write canonical lines, with ``extensions`` (x_... keys) on the first, and return how many they are."""
     count = 0
     for session in sessions:
         stream.write(encode_session(session, extensions if count == 0 else None) + b"\n")
@@ -217,7 +260,7 @@ def _chunks(path: Path) -> Generator[bytes]:
 
 
 def _decompressed(raw: BinaryIO, data: bytes, kind: str, path: Path) -> Iterator[bytes]:
-    """Members or frames one after another; unlike the file classes, never silent about a cut."""
+    """Yield members or frames one after another; unlike the standard file classes, never ignore a cut."""
     decoder: Any = None
     while data:
         if decoder is None:

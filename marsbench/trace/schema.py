@@ -1,4 +1,4 @@
-"""The canonical trace line: one session as JSON, to and from ``marsbench.core`` (version 1)."""
+"""Turns a line of a canonical trace (version 1) into a session and a session into a line."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ HINTS = {
     "result_tokens": "a whole number of tokens >= 0, or leave it out",
     "tokens": "a whole number of tokens >= 0",
     "error": "true or false",
+    "peak_bytes": "a whole number of bytes >= 0, or leave it out",
 }
 """What each field must hold, for the end of an error line."""
 
@@ -54,6 +55,7 @@ class ToolRow(Struct, forbid_unknown_fields=True):
     cores: Annotated[float, Meta(gt=0)] = 1.0
     result_tokens: Tokens | None = None
     error: bool = False
+    peak_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 class PrefixRow(Struct, forbid_unknown_fields=True):
@@ -77,7 +79,7 @@ class TurnRow(Struct, forbid_unknown_fields=True):
 
 
 class ChildRow(Struct, forbid_unknown_fields=True):
-    """A sub-agent session: a session whose version is that of the line it stands in."""
+    """Is a sub-agent session, whose version is that of the line in which it stands."""
 
     session_id: Id
     turns: Annotated[tuple[TurnRow, ...], Meta(min_length=1)]
@@ -99,7 +101,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def decode_session(line: bytes, *, path: str = "", number: int | None = None) -> Session:
-    """The session on one line of a canonical trace.
+    """Decode the session on one line of a canonical trace.
 
     Raises TraceError with file, line, field, what was found and how to fix it.
     """
@@ -119,7 +121,7 @@ def decode_session(line: bytes, *, path: str = "", number: int | None = None) ->
 
 
 def encode_session(session: Session, extensions: dict[str, Any] | None = None) -> bytes:
-    """One line of a canonical trace, without its newline; optional fields only where set."""
+    """Encode a session as a line without its newline; optional fields stand only where they are set."""
     row = _session_dict(session)
     turns = row.pop("turns")  # last, so that the start of a long line says all but the turns
     row = {"trace_version": TRACE_VERSION, **row, **(extensions or {}), "turns": turns}
@@ -127,7 +129,7 @@ def encode_session(session: Session, extensions: dict[str, Any] | None = None) -
 
 
 def to_session(row: ChildRow) -> Session:
-    """The core object of a checked row."""
+    """Return the core object of a row that was checked."""
     prefix = row.shared_prefix
     return Session(
         session_id=row.session_id,
@@ -140,7 +142,7 @@ def to_session(row: ChildRow) -> Session:
 
 
 def session_ids(session: Session) -> Iterator[str]:
-    """The id of a session and of all sub-agent sessions below it."""
+    """Yield the id of a session and the ids of all sub-agent sessions below it."""
     yield session.session_id
     for turn in session.turns:
         for child in turn.children:
@@ -160,7 +162,16 @@ def _turn(row: TurnRow, index: int) -> Turn:
         drop_context_to=row.drop_context_to,
         kept_prefix_tokens=row.kept_prefix_tokens,
         tools=tuple(
-            ToolCall(t.name, t.tool_class, t.wall_s, t.cpu_s, t.cores, t.result_tokens, t.error)
+            ToolCall(
+                t.name,
+                t.tool_class,
+                t.wall_s,
+                t.cpu_s,
+                t.cores,
+                t.result_tokens,
+                t.error,
+                t.peak_bytes,
+            )
             for t in row.tools
         ),
         think_s=row.think_s,
@@ -211,13 +222,15 @@ def _tool_dict(tool: ToolCall) -> dict[str, Any]:
         row["result_tokens"] = tool.result_tokens
     if tool.error:
         row["error"] = True
+    if tool.peak_bytes is not None:
+        row["peak_bytes"] = tool.peak_bytes
     return row
 
 
 def _decode_slowly(
     line: bytes, refusal: msgspec.ValidationError, path: str, number: int | None
 ) -> SessionRow:
-    """Decode a line the fast way refused: drop extension keys, else say what is wrong."""
+    """Decode a line that the fast way refused: drop its extension keys, or say what is wrong with it."""
     raw: Any = None
     try:
         raw = msgspec.json.decode(line)
@@ -226,6 +239,9 @@ def _decode_slowly(
     except msgspec.ValidationError as error:
         # a number too big for any type stops even the untyped decoder, which knows no field
         refusal = error if raw is not None else refusal
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        problem = f"not JSON ({error}); a trace has one session on each line"
+        raise TraceError(problem, path=path, line=number) from error
     except RecursionError:
         pass
     text, _, where = str(refusal).partition(" - at `$")
@@ -262,7 +278,7 @@ def _explain(text: str, name: str, raw: Any) -> tuple[str, str]:
 
 
 def _found(raw: Any, name: str) -> str:
-    """The offending value as JSON, shortened."""
+    """Return the offending value as JSON, shortened to fit a line."""
     if raw is None:
         return ""
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", name):

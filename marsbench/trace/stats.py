@@ -1,4 +1,4 @@
-"""What a trace looks like in numbers, how each field is known, and how far two traces differ."""
+"""Describes a trace in numbers, says how each field is known, and compares two traces."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ QUANTITIES = {
 """Name -> meaning; ``tool_wall_s[CLASS]`` (one call) is added for each tool class found."""
 
 
-class Distribution:
-    """Values of one quantity in bounded memory: a reservoir (Li 1994, algorithm L)."""
+class SampledValues:
+    """Keeps the values of one quantity in bounded memory, in a reservoir (Li 1994, algorithm L)."""
 
     def __init__(self, rng: np.random.Generator, max_values: int = MAX_VALUES) -> None:
         self.num = 0
@@ -68,7 +68,7 @@ class Distribution:
             self._skip()
 
     def _skip(self) -> None:
-        """Draw how many values pass by; a generator call per kept value, not per value."""
+        """Draw how many values pass by, so that the generator is called once per kept value only."""
         uniform = 1.0 - self._rng.random(2)  # (0, 1]
         self._weight *= math.exp(math.log(uniform[0]) / self._max_values)
         self._next += 1
@@ -76,11 +76,11 @@ class Distribution:
             self._next += int(math.log(uniform[1]) / math.log1p(-self._weight))
 
     def values(self) -> NDArray[np.float64]:
-        """The kept values: all of them if ``num`` is at most the limit."""
+        """Return the kept values, which are all of them if ``num`` is at most the limit."""
         return np.frombuffer(self._values, dtype=np.float64).copy()
 
     def summary(self) -> dict[str, float]:
-        """n, mean and percentiles (linear interpolation); n alone if empty."""
+        """Return n, mean and percentiles (linear interpolation), or n alone if there are no values."""
         if not self.num:
             return {"n": 0}
         points = np.percentile(self.values(), PERCENTILES)
@@ -90,7 +90,7 @@ class Distribution:
 
 @dataclass(slots=True)
 class TraceStats:
-    """Everything ``trace stats`` prints."""
+    """Holds everything that ``trace stats`` prints."""
 
     provenance: dict[str, str] = field(default_factory=dict)
     """Field -> "recorded", "derived: how", "assumed: what", "not stated" (it occurs, the source
@@ -103,11 +103,15 @@ class TraceStats:
     num_compactions: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
-    distributions: dict[str, Distribution] = field(default_factory=dict)
+    left_out: int = 0
+    """Sessions, lines and files that could not be read (see ``faults.Faults``)."""
+    repaired: int = 0
+    """Negative numbers that were read as zero."""
+    distributions: dict[str, SampledValues] = field(default_factory=dict)
 
     @property
     def theoretical_prefix_cache_hit_rate(self) -> float:
-        """Reused ÷ prompt tokens if nothing were ever evicted (token-granular)."""
+        """Return reused tokens ÷ prompt tokens as if nothing were ever evicted, counted token by token."""
         return self.reused_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +122,8 @@ class TraceStats:
             "tool_calls": self.num_tool_calls,
             "tool_errors": self.num_tool_errors,
             "compactions": self.num_compactions,
+            "left_out": self.left_out,
+            "repaired": self.repaired,
             "prompt_tokens": self.prompt_tokens,
             "theoretical_prefix_cache_hit_rate": self.theoretical_prefix_cache_hit_rate,
             "provenance": self.provenance,
@@ -127,7 +133,7 @@ class TraceStats:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far two traces are apart in one quantity."""
+    """Says how far two traces are apart in one quantity."""
 
     quantity: str
     num: int
@@ -145,12 +151,12 @@ def collect_stats(
     seed: int = 0,
     max_values: int = MAX_VALUES,
 ) -> TraceStats:
-    """Read a trace once and count; ``seed`` matters only where a quantity is sampled."""
+    """Read a trace once and count; ``seed`` matters only for a quantity that is sampled."""
     return _Collector(provenance, np.random.default_rng(seed), max_values).run(sessions)
 
 
 def compare_stats(stats: TraceStats, against: TraceStats) -> list[Distance]:
-    """Distance per quantity that both traces have, in the order of QUANTITIES."""
+    """Return the distance of each quantity that both traces have, in the order of QUANTITIES."""
     from scipy.stats import ks_2samp
 
     rows = []
@@ -200,7 +206,7 @@ class _Collector:
         self._add("session_tool_s", tool_s)
 
     def _add_turns(self, session: Session) -> tuple[list[TurnPlan], float]:
-        """Count a session's turns; returns their plans and the sum of their tool waits."""
+        """Count a session's turns and return their plans and the sum of their tool waits."""
         self._occurring.update(_occurring(session))
         plans = plan_turns(session)
         previous = None
@@ -228,7 +234,7 @@ class _Collector:
         return plans, tool_s
 
     def _add_turn(self, turn: Turn) -> float:
-        """Count a turn and the sub-agents it starts; returns its tool wait."""
+        """Count a turn and the sub-agents that it starts, and return its tool wait."""
         self._add("output_tokens", turn.output_tokens)
         self._add("tool_calls", len(turn.tools))
         self.stats.num_tool_calls += len(turn.tools)
@@ -251,7 +257,7 @@ class _Collector:
         return wait_s
 
     def _see_prefix(self, session: Session) -> int:
-        """Tokens of a session's shared prefix that an earlier session has already sent."""
+        """Return how many tokens of a session's shared prefix an earlier session has already sent."""
         prefix = session.shared_prefix
         if prefix is None:
             return 0
@@ -262,16 +268,16 @@ class _Collector:
     def _add(self, name: str, value: float) -> None:
         self._distribution(name).add(value)
 
-    def _distribution(self, name: str) -> Distribution:
+    def _distribution(self, name: str) -> SampledValues:
         found = self.stats.distributions.get(name)
         if found is None:
-            found = Distribution(self._rng, self._max_values)
+            found = SampledValues(self._rng, self._max_values)
             self.stats.distributions[name] = found
         return found
 
 
 def _occurring(session: Session) -> Iterator[str]:
-    """Names in FIELDS that a session has a value for, its sub-agents not looked at."""
+    """Yield the names in FIELDS for which a session has a value; its sub-agents are not looked at."""
     yield from ("new_input_tokens", "output_tokens", "resent_output")
     if session.agent:
         yield "agent"
@@ -307,43 +313,3 @@ def _turns(session: Session) -> Iterator[Turn]:
         yield turn
         for child in turn.children:
             yield from _turns(child)
-
-
-def stats_tables(stats: TraceStats) -> list[Any]:
-    """Rich tables: totals, how each field is known, and the distributions."""
-    from rich.table import Table
-    from rich.text import Text
-
-    totals = Table("total", "value", title="Totals")
-    for name, value in stats.to_json().items():
-        if not isinstance(value, dict):
-            totals.add_row(name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
-    known = Table("field", "how it is known", title="Provenance")
-    for name, how in stats.provenance.items():
-        known.add_row(name, Text(how))
-    columns = ("n", "mean", *(f"p{p}" for p in PERCENTILES))
-    spread = Table("quantity", title="Distributions")
-    for column in columns:
-        spread.add_column(column, justify="right")
-    for name, distribution in stats.distributions.items():
-        row = distribution.summary()
-        spread.add_row(Text(name), *(_number(row[c]) if c in row else "" for c in columns))
-    return [totals, known, spread]
-
-
-def distance_table(rows: Iterable[Distance]) -> Any:
-    """A rich table of distances, the largest first."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("quantity", title="Distance (KS: 0 = same, 1 = disjoint)")
-    for column in ("n", "n against", "p50", "p50 against", "KS"):
-        table.add_column(column, justify="right")
-    for row in sorted(rows, key=lambda r: -r.ks):
-        values = (row.num, row.num_against, row.p50, row.p50_against)
-        table.add_row(Text(row.quantity), *(_number(v) for v in values), f"{row.ks:.3f}")
-    return table
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"

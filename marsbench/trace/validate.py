@@ -1,4 +1,4 @@
-"""Checks a whole trace in one pass and lists what is wrong with it, line by line."""
+"""Checks a whole trace in one pass and lists, line by line, what is wrong with it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from typing import Any
 from marsbench.core import Session
 from marsbench.errors import TraceError
 from marsbench.trace import io
+from marsbench.trace.faults import Faults
 from marsbench.trace.schema import decode_session, session_ids
 from marsbench.trace.source import CanonicalImporter, open_trace
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to repair."""
+    """Is one thing to repair in a trace."""
 
     line: int | None
     field: str
     problem: str
+    path: str = ""
+    """The file, where a directory is checked."""
 
     def __str__(self) -> str:
-        where = f"line {self.line}" if self.line else ""
+        line = f"line {self.line}" if self.line else ""
+        where = ", ".join(part for part in (self.path, line) if part)
         return ": ".join(part for part in (where, self.field, self.problem) if part)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a trace holds and what is wrong with it."""
+    """Says what a trace holds and what is wrong with it."""
 
     path: str
     format: str
@@ -52,7 +56,7 @@ class Report:
 
 
 class _Counter:
-    """Totals of good sessions and the first problems; memory grows by 8-byte ids only."""
+    """Counts good sessions and keeps the first problems; its memory grows by 8-byte ids only."""
 
     def __init__(self, max_problems: int) -> None:
         self.max_problems = max_problems
@@ -83,10 +87,12 @@ class _Counter:
 def validate(path: Path, format_name: str | None = None, max_problems: int = 20) -> Report:
     """Read a trace to its end and report up to ``max_problems`` problems.
 
-    A canonical trace is checked line by line, past each bad line; of another format the
-    importer's first error ends the pass. Raises TraceError if the format is not recognised.
+    A canonical trace is checked line by line, past each bad line. A trace of another format is
+    read as with ``--on-error skip``: past each session, line or file that cannot be read. Raises
+    TraceError if the format is not recognised.
     """
-    importer, sessions = open_trace(path, format_name)
+    tolerance = Faults("skip")
+    importer, sessions = open_trace(path, format_name, tolerance)
     counter = _Counter(max_problems)
     try:
         if isinstance(importer, CanonicalImporter) and not path.is_dir():
@@ -95,7 +101,9 @@ def validate(path: Path, format_name: str | None = None, max_problems: int = 20)
             for session in sessions:
                 counter.add(session, None)
     except TraceError as error:
-        counter.fail(Problem(error.line, error.field, error.problem))
+        counter.fail(_problem(error, path))
+    for fault in tolerance.errors():
+        counter.fail(_problem(fault, path))
     if not counter.totals[0] and not counter.num_problems:
         counter.fail(Problem(None, "", "has no sessions; give a trace with at least one"))
     num_sessions, num_turns, num_tool_calls = counter.totals
@@ -110,6 +118,12 @@ def validate(path: Path, format_name: str | None = None, max_problems: int = 20)
     )
 
 
+def _problem(error: TraceError, path: Path) -> Problem:
+    """Return an error as a problem, which names its file if that is not the file that was given."""
+    where = error.path if error.path != str(path) else ""
+    return Problem(error.line, error.field, error.problem, where)
+
+
 def _check_lines(path: Path, counter: _Counter) -> None:
     for number, line in io.read_lines(path):
         try:
@@ -121,7 +135,7 @@ def _check_lines(path: Path, counter: _Counter) -> None:
 
 
 def _tools_by_turn(session: Session) -> Iterator[int]:
-    """Number of tool calls of each turn of a session and its sub-agents."""
+    """Yield the number of tool calls of each turn of a session and its sub-agents."""
     for turn in session.turns:
         yield len(turn.tools)
         for child in turn.children:

@@ -1,4 +1,4 @@
-"""Who may enter: static window, CONCUR and ThunderAgent."""
+"""Who may enter: static window and CONCUR."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 
 from baselines.concur import Concur
 from baselines.static import StaticWindow
-from baselines.thunderagent import ThunderAgent
 from marsbench.errors import ConfigError
-from marsbench.events import Kind
 
 
 def names(sessions):
@@ -77,104 +75,3 @@ def test_concur_pauses_the_newest_and_resumes_before_admitting(build):
     assert names(policy.admit([active[2], build.session(session=3)], view, 1.0)) == [2]
     view = build.system(active=(active[2],))
     assert names(policy.admit([build.session(session=3)], view, 2.0)) == [3]
-
-
-def thunder(build, tokens=10_000, **params):
-    """ThunderAgent on a cache of ``tokens``."""
-    return ThunderAgent(build.context(num_blocks=tokens, block_size=1, params=params))
-
-
-def test_thunder_admits_what_fits(build):
-    """10,000 tokens: a running 6000 leaves room for 3900 + 100, not for 3901 + 100."""
-    running = build.session(session=0, context_tokens=6000, phase="engine")
-    view = build.system(active=(running,))
-    fits = build.session(session=1, prompt_tokens=3900, context_tokens=0)
-    large = build.session(session=1, prompt_tokens=3901, context_tokens=0)
-    assert names(thunder(build).admit([fits], view, 0.0)) == [1]
-    assert names(thunder(build).admit([large], view, 0.0)) == []
-
-
-def test_thunder_tool_time_halves_a_context(build):
-    """8000 tokens in tools since 1 s count 4000, since 3 s count 1000."""
-    policy = thunder(build)
-    new = build.session(session=1, prompt_tokens=6000, context_tokens=0)
-    for now_s, expected in ((1.0, []), (6.5, [1])):
-        acting = build.session(session=0, context_tokens=8000, phase="tool", phase_since_s=0.0)
-        assert names(policy.admit([new], build.system(active=(acting,)), now_s)) == expected
-
-
-def test_thunder_pauses_acting_smallest_first_then_marks_reasoning(build):
-    """Load 6000 + 5000 + (2000 + 1000) just gone to tools = 14,000 of 10,000: both acting pause
-    (11,000 left), then the smaller running one is marked and pauses when its turn ends."""
-    policy = thunder(build)
-    active = (
-        build.session(session=0, context_tokens=6000, phase="engine"),
-        build.session(session=1, context_tokens=5000, phase="engine"),
-        build.session(session=2, context_tokens=2000, phase="tool", phase_since_s=100.0),
-        build.session(session=3, context_tokens=1000, phase="tool", phase_since_s=100.0),
-    )
-    policy.admit([], build.system(active=active), 100.0)
-    assert set(policy.paused) == {2, 3}
-    assert policy.marked == {1}
-    policy.on_event(build.event(Kind.GPU_END, 103.0, 1))
-    assert set(policy.paused) == {1, 2, 3}
-
-
-def test_thunder_stops_pausing_when_it_fits(build):
-    """11,000 of 10,000 with 1500 and 4000 acting: the 1500 suffices."""
-    policy = thunder(build)
-    active = (
-        build.session(session=0, context_tokens=5500, phase="engine"),
-        build.session(session=1, context_tokens=4000, phase="tool", phase_since_s=9.0),
-        build.session(session=2, context_tokens=1500, phase="tool", phase_since_s=9.0),
-    )
-    policy.admit([], build.system(active=active), 9.0)
-    assert set(policy.paused) == {2}
-    assert policy.marked == set()
-
-
-def test_thunder_restores_paused_before_new_smallest_first(build):
-    """Room for one of 3000-token sessions: the paused one with a turn goes before the new one,
-    and the smaller paused one before the larger."""
-    policy = thunder(build)
-    policy.paused = {1: 0.0, 2: 0.0}
-    active = (
-        build.session(session=0, context_tokens=6500, phase="engine"),
-        build.session(session=1, context_tokens=3200, phase="pending", turn_index=1),
-        build.session(session=2, context_tokens=3000, phase="pending", turn_index=1),
-    )
-    pending = [active[1], build.session(session=3, prompt_tokens=500, context_tokens=0), active[2]]
-    # 10,000 - 6500 = 3500: session 2 takes 3100, the rest is 400.
-    assert names(policy.admit(pending, build.system(active=active), 5.0)) == [2]
-    assert set(policy.paused) == {1}
-
-
-def test_thunder_tests_capacity_every_period_only(build):
-    """Within 5 s of a test nothing is paused, however full it is."""
-    policy = thunder(build)
-    policy.admit([], build.system(), 0.0)
-    acting = build.session(session=0, context_tokens=50_000, phase="tool", phase_since_s=4.0)
-    running = build.session(session=1, context_tokens=5000, phase="engine")
-    policy.admit([], build.system(active=(acting, running)), 4.9)
-    assert policy.paused == {}
-    policy.admit([], build.system(active=(acting, running)), 5.0)
-    assert set(policy.paused) == {0}
-
-
-def test_thunder_forces_a_resume(build):
-    """A session too large for the room is resumed 1800 s after it was paused."""
-    policy = thunder(build)
-    policy.paused = {1: 0.0}
-    active = (
-        build.session(session=0, context_tokens=9000, phase="engine"),
-        build.session(session=1, context_tokens=5000, phase="pending", turn_index=1),
-    )
-    view = build.system(active=active)
-    assert names(policy.admit([active[1]], view, 1799.0)) == []
-    assert names(policy.admit([active[1]], view, 1804.0)) == [1]
-
-
-def test_thunder_never_stops_an_idle_system(build):
-    """A session larger than the cache enters when nothing else runs (the engine rejects it)."""
-    huge = build.session(session=0, prompt_tokens=99_999, context_tokens=0)
-    assert names(thunder(build).admit([huge], build.system(), 0.0)) == [0]

@@ -82,6 +82,20 @@ def test_children_follow_the_critical_path(build):
     assert policy.level(build.turn(session=0), 20.0) == 2
 
 
+def test_a_parent_goes_on_at_the_longest_child_not_at_their_sum(build):
+    """A parent at 3000 starts two children that add 20,000 each. It goes on at 23,000, in the third
+    queue; the work of both would put it into the last, that of the shorter third child into the second.
+    """
+    policy = Autellix(build.context())
+    run_turn(policy, build, start_s=0.0, end_s=10.0, prefill=3000, output=0)
+    for child, tokens in ((1, 20_000), (2, 20_000), (3, 100)):
+        policy.on_event(build.event(Kind.SESSION_ARRIVE, 10.0, child, parent=0))
+        run_turn(policy, build, start_s=10.0, end_s=20.0, prefill=tokens, output=0, session=child)
+    for child in (1, 2, 3):
+        policy.on_event(build.event(Kind.SESSION_END, 20.0, child))
+    assert policy.level(build.turn(session=0), 20.0) == 2
+
+
 def test_quanta_shrink_and_victims_are_low_large_and_late(build):
     """Step quanta 2048/1024/512/256; victim order is queue, blocks, sequence."""
     policy = Autellix(build.context(params={"step_quanta": 1.0}))
@@ -93,3 +107,17 @@ def test_quanta_shrink_and_victims_are_low_large_and_late(build):
     assert max(turns, key=lambda t: policy.victim_key(t, engine, 9.0)).session == 3
     off = Autellix(build.context())
     assert off.prefill_quantum(turns[0], engine, 9.0) is None
+
+
+def test_without_queues_the_least_attained_service_goes_first(build):
+    """100, 200 and 150 tokens are one queue, in order of submission; plain PLAS goes by tokens."""
+    engine = build.engine()
+    for queues, order in ((1.0, [0, 1, 2]), (0.0, [0, 2, 1])):
+        policy = Autellix(build.context(params={"queues": queues}))
+        for session, tokens in enumerate((100, 200, 150)):
+            run_turn(
+                policy, build, start_s=0.0, end_s=9.0, prefill=tokens, output=0, session=session
+            )
+        turns = [build.turn(session=session, sequence=session) for session in range(3)]
+        turns.sort(key=lambda turn, p=policy: p.waiting_key(turn, engine, 9.0))
+        assert [turn.session for turn in turns] == order

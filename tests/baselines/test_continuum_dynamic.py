@@ -81,3 +81,12 @@ def test_old_waits_are_forgotten(build):
     """After 1000 waits of 1 s the first ones of 9 s have left the distribution."""
     policy = trained(build, [9.0] * 500 + [1.0] * 1000)
     assert policy.ttl_s("bash", build.turn(computed_tokens=16_000)) == 1.0
+
+
+def test_a_larger_benefit_keeps_longer(build):
+    """A reload of 1 s keeps nothing over waits of 2 and 9 s; 16 s keep all: P(9)*16 - 9 = 7, and 2 s
+    half of them: 16/2 - 2 = 6.
+    """
+    turn = build.turn(computed_tokens=1000)
+    assert trained(build, [2.0, 2.0, 9.0, 9.0]).ttl_s("bash", turn) == 0.0
+    assert trained(build, [2.0, 2.0, 9.0, 9.0], benefit_scale=16).ttl_s("bash", turn) == 9.0

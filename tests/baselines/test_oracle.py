@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from policy_views import Host
 
 from baselines.foresight import foresee, memory_profiles
 from baselines.oracle import Oracle
@@ -129,7 +130,7 @@ def test_little_memory_for_long_goes_before_much_for_less_long(build):
     ranks = {}
     for weight in (0, 0.5):
         oracle = Oracle(build.context(params={"memory_weight": weight}), sessions)
-        ranks[weight] = sorted(range(3), key=lambda s: oracle._rank(s, 0.0))
+        ranks[weight] = sorted(range(3), key=lambda s: oracle._rank(s, build.system(), 0.0))
     assert ranks == {0: [0, 1, 2], 0.5: [2, 0, 1]}
 
 
@@ -191,3 +192,54 @@ def test_tools_of_sessions_with_more_left_stand_back(build):
     view = build.system(active=[build.session(session=n, phase="tool") for n in range(3)])
     calls = [build.session(session=n) for n in range(3)]
     assert [oracle.niceness(call, view, 1.0) for call in calls] == [(10, 8.0), (0, 8.0), (5, 8.0)]
+
+
+# --- host memory ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host_blocks", "admitted"), [(0, [0]), (500, [0, 1]), (1000, [0, 1, 2]), (9000, [0, 1, 2])]
+)
+def test_host_memory_makes_places_up_to_another_gpu_s_worth(build, host_blocks, admitted):
+    """Sessions of 601 blocks: 970 of the GPU's 1,000 hold one of them, with 500 of host memory 1,455
+    hold two, with 1,000 or more 1,940 hold three."""
+    sessions = [session(str(n), (9600, 16, 1.0)) for n in range(5)]
+    oracle = Oracle(build.context(host_blocks=host_blocks), sessions)
+    pending = [build.session(session=s) for s in range(5)]
+    assert names(oracle.admit(pending, build.system(), 0.0)) == admitted
+
+
+def test_with_host_memory_a_long_gap_keeps_its_place(build):
+    """Two sessions of 701 blocks and 60 s of tools: without host memory the gap's memory is another's,
+    with it (970 + 291 blocks in all) both hold theirs, and the second does not fit."""
+    sessions = [session(n, (11_200, 16, 60.0), (10, 1, 0.0)) for n in "ab"]
+    admitted = []
+    for host_blocks in (0, 300):
+        oracle = Oracle(build.context(host_blocks=host_blocks), sessions)
+        oracle.on_event(build.event(Kind.GPU_END, 20.0))
+        running = build.session(session=0, phase="tool")
+        view = build.system(active=(running,))
+        admitted.append(names(oracle.admit([build.session(session=1)], view, 25.0)))
+    assert admitted == [[1], []]
+
+
+def test_what_lies_in_host_memory_comes_back_over_the_link(build):
+    """Of 4,001 reusable tokens the GPU has 1,000 and host memory 3,000: 2,000 at 100,000 tokens/s and
+    1,001 computed at 1,000/s, 1.021 s more than for a session that has all of them."""
+    sessions = [session(n, (4000, 1, 1.0), (100, 1, 0.0)) for n in "ab"]
+    oracle = Oracle(build.context(host_blocks=500), sessions)
+    for index in (0, 1):
+        oracle.on_event(build.event(Kind.TURN_READY, 9.0, index, turn=1))
+    engine = build.engine(cached=((0, 1000), (1, 4001)), host=Host(held=((0, 3000),)))
+    back = oracle.waiting_key(build.turn(session=0, turn_index=1), engine, 9.0)
+    warm = oracle.waiting_key(build.turn(session=1, turn_index=1), engine, 9.0)
+    assert back[0] - warm[0] == pytest.approx(2000 / 100_000 + 1.001)
+
+
+def test_with_host_memory_only_short_waits_are_pinned(build):
+    """A transfer is worth memory for a wait of 9 s, not for one of 11 s (host_gap_s = 10)."""
+    sessions = [session(n, (100, 1, gap), (100, 1, 0.0)) for n, gap in (("a", 11), ("b", 9))]
+    oracle, engine = Oracle(build.context(host_blocks=500), sessions), build.engine()
+    oracle.admit([build.session(session=s) for s in (0, 1)], build.system(), 0.0)
+    kept = [oracle.on_turn_end(build.turn(session=s), ("t",), False, engine, 1.0) for s in (0, 1)]
+    assert [k is not None for k in kept] == [False, True]

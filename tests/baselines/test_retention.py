@@ -74,6 +74,19 @@ def test_continuum_counts_a_return_once(build):
     assert ends_turn(policy, build, "bash", 100.0) is not None
 
 
+def test_continuum_keys_parallel_calls_by_their_tools(build):
+    """A search and a test run at once took 9 s. That tells about those two together, in whichever
+    order and however often each was called, and nothing about a search alone.
+    """
+    policy, engine = Continuum(build.context()), build.engine()
+    policy.on_turn_end(build.turn(), ("search", "pytest"), False, engine, 0.0)
+    policy.on_event(build.event(Kind.TURN_READY, 9.0, turn=1))
+    both = policy.on_turn_end(build.turn(), ("pytest", "search", "search"), False, engine, 10.0)
+    assert both is None
+    alone = build.turn(session=1)
+    assert policy.on_turn_end(alone, ("search",), False, engine, 10.0).until_s == 12.0
+
+
 def test_continuum_needs_a_tool_call(build):
     """A turn without tools or after which nothing comes is not pinned."""
     policy, engine = Continuum(build.context()), build.engine()

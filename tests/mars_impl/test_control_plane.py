@@ -36,7 +36,7 @@ def test_tool_pressure_shrinks_the_window_from_the_sessions_that_are_active(buil
     """Ten sessions active when 32 calls queue on 8 cores: floor(10*0.7) = 7, then 4 (4.9), 2 (2.8),
     2; calm again: 3, 4, ... one a tick.
     """
-    mars, story = mars_of(build, cpu_low=1, cpu_high=4)
+    mars, story = mars_of(build, cpu_high=4)
     for session in range(10):
         story.arrive(session, 0.0, 100).submit(session, 0.0)
     window = []
@@ -61,7 +61,7 @@ def test_the_window_moves_once_a_tick(build):
 
 def test_long_waits_for_tool_slots_are_tool_pressure_too(build):
     """One call on eight cores, but calls wait 30 s for a slot: 0.2*30 = 6 s >= 5 s."""
-    mars, story = mars_of(build, cpu_wait_high_s=5)
+    mars, story = mars_of(build)
     story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0).enqueue(0, 1.0).start_tool(0, 31.0)
     ask(mars, build, [], 31.0, tool_cores=8, tools_running=1)
     assert mars.control.cpu.on
@@ -84,7 +84,7 @@ def test_many_calls_on_idle_cores_are_no_pressure(build):
     calls wait for something else: no window. When all cores have been used for five minutes
     (1 - e^-2.5 = 92 %), it closes.
     """
-    params = {**PLAIN, "cpu_low": 1, "cpu_high": 4, "cpu_busy": 0.9}
+    params = {**PLAIN, "cpu_high": 4}
     mars = Mars(build.context(params=params, tool_cores=8))
     story = build.story(mars.on_event)
     for session in range(10):
@@ -98,18 +98,33 @@ def test_many_calls_on_idle_cores_are_no_pressure(build):
     assert mars.control.window == 7.0
 
 
+def test_cores_that_fall_idle_end_the_pressure_however_many_calls_wait(build):
+    """Eighty calls on 8 cores, all used for 300 s: pressure, a window of 7. For the next 600 s none
+    is used (0.7 % of the recent time) while the calls still wait: no pressure, and the window grows.
+    """
+    mars = Mars(build.context(params={**PLAIN, "cpu_high": 4}, tool_cores=8))
+    story = build.story(mars.on_event)
+    for session in range(10):
+        story.arrive(session, 0.0, 100).submit(session, 0.0)
+    view = {"tool_cores": 8, "tools_running": 80}
+    story.cores(0.0, 0.0).cores(300.0, 8 * 300.0)
+    ask(mars, build, [], 301.0, **view)
+    assert (mars.control.cpu.on, mars.control.window) == (True, 7)
+    story.cores(900.0, 8 * 300.0)
+    ask(mars, build, [], 901.0, **view)
+    assert (mars.control.cpu.on, mars.control.window) == (False, 8)
+
+
 def test_tool_slots_follow_the_cores(build):
-    """4 calls per core on 8 cores: 32; half a call per core on one core: at least 1; no limit: none."""
-    mars, _ = mars_of(build, slots_per_core=4)
-    assert mars.slots(build.system(tool_cores=8), 0.0) == 32
+    """Sixteen calls per core on eight cores: 128; where cores are without limit, so are slots."""
+    mars, _ = mars_of(build)
+    assert mars.slots(build.system(tool_cores=8), 0.0) == 128
     assert mars.slots(build.system(), 0.0) is None
-    mars, _ = mars_of(build, slots_per_core=0.5)
-    assert mars.slots(build.system(tool_cores=1), 0.0) == 1
 
 
 def test_short_calls_then_the_best_rank_then_the_oldest(build):
     """A listing (0.1 s) passes a build (100 s) of a better rank; of builds the better rank goes."""
-    mars, story = mars_of(build, short_call_s=0.5)
+    mars, story = mars_of(build)
     for session in (0, 1):
         story.arrive(session, 0.0).submit(session, 0.0)
     for _ in range(200):
@@ -142,6 +157,17 @@ def test_long_calls_stand_back_for_sessions_that_end_sooner(build):
     """A priori a session takes as long as its first prompt: 1000 tokens, then 2000, then 4000. Five
     levels for each that ends sooner, after 8 core-seconds at equal shares."""
     assert tooling(build, [(4000, 1), (1000, 1), (2000, 1)]) == [(10, 8), (0, 8), (5, 8)]
+
+
+def test_a_session_and_its_sub_agents_are_one_to_stand_back_for(build):
+    """Session 1 (1000 tokens) and two sub-agents of its own are in their tools: a long call of session
+    0 (4000 tokens) stands back by five levels, not fifteen.
+    """
+    mars, story = mars_of(build, nice_step=5, nice_after_s=8)
+    for session, prompt, parent in ((0, 4000, -1), (1, 1000, -1), (2, 500, 1), (3, 500, 1)):
+        story.arrive(session, 0.0, prompt, parent=parent).submit(session, 0.0).end(session, 0.0)
+    view = build.system(tool_cores=1)
+    assert mars.niceness(build.call(session=0), view, 1.0) == (5, 8)
 
 
 def test_more_turns_done_means_less_ahead(build):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mars_impl.estimate import ClassModel, GapModel, Growth, Waits, reload_s
+from mars_impl.estimate import ClassModel, GapModel, Growth, ToolWaits, reload_s
 
 
 def test_growth_weighs_each_new_turn_against_the_past():
@@ -66,7 +66,7 @@ def test_waits_are_judged_by_those_that_lasted_as_long():
     """Of waits 1, 2, 3, 10 s: after 1 s three are left, of which one outlasts 5 s more; after 3 s
     the only one left does; beyond all of them nothing tells of an end.
     """
-    waits = Waits()
+    waits = ToolWaits()
     assert waits.outlasts(0.0, 1.0) == 1.0
     for seconds in (3.0, 1.0, 10.0, 2.0):
         waits.observe(seconds)
@@ -79,7 +79,7 @@ def test_waits_are_judged_by_those_that_lasted_as_long():
 @given(st.lists(st.floats(0.0, 1e3), min_size=1, max_size=30), st.floats(0, 1e3), st.floats(0, 1e3))
 def test_only_recent_waits_count(seconds, elapsed_s, span_s):
     """With room for eight the answer is that of a new model which has seen the last eight."""
-    waits, fresh = Waits(size=8), Waits()
+    waits, fresh = ToolWaits(size=8), ToolWaits()
     for value in seconds:
         waits.observe(value)
     for value in seconds[-8:]:
@@ -99,6 +99,16 @@ def test_time_left_is_the_share_of_turns_left():
         classes.observe(1000, turns=10, private=0, active_s=100.0)
     assert classes.left_s(1000, 0) == pytest.approx(100.0)
     assert classes.left_s(1000, 4) == pytest.approx(60.0)
+
+
+def test_time_alone_left_is_the_share_of_turns_left_of_the_classs_time_alone():
+    """Infinite before any session has ended; then 10 turns in 40 s alone: 24 s after four of them."""
+    classes = ClassModel()
+    assert classes.alone_left_s(1000, 0) == math.inf
+    for _ in range(10):
+        classes.observe(1000, turns=10, private=0, active_s=100.0, alone_s=40.0)
+    assert classes.alone_left_s(1000, 0) == pytest.approx(40.0)
+    assert classes.alone_left_s(1000, 4) == pytest.approx(24.0)
 
 
 def test_classes_are_half_octaves_of_the_first_prompt():

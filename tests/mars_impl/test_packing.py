@@ -170,6 +170,44 @@ def test_the_class_expected_to_be_shortest_enters_first(build):
     assert ask(mars, build, pending, 2.0) == [1, 0]
 
 
+def late_case(build, **params):
+    """All sessions take 100 s alone and 200 s under load. Session 1 arrived at 0 s and has had 1 of its 10
+    turns, session 2 is new.
+    """
+    mars, story = mars_of(build, opportunity=0, kv_signal=0, **params)
+    for _ in range(10):
+        mars.state.classes.observe(1000, turns=10, private=0, active_s=200.0, alone_s=100.0)
+    story.arrive(1, 0.0).submit(1, 0.0).end(1, 10.0).ready(1, 20.0, 1000, turn=1)
+    mars.state.sessions[1].alone_s = 10.0
+    return mars, story
+
+
+def test_who_can_no_longer_be_in_time_enters_last(build):
+    """Session 1 has 90 s alone before it and 180 s under load, and takes 100 s alone: within three times
+    that it ends if it goes on before 120 s. After that the new session passes it, though the older
+    one has less before it; without the rule it does not.
+    """
+    for now_s, slo, order in ((119.0, 3, [1, 2]), (121.0, 3, [2, 1]), (121.0, 0, [1, 2])):
+        mars, story = late_case(build, slo=slo)
+        story.arrive(2, now_s)
+        assert ask(mars, build, [(2, now_s, 1000, 0), (1, 0.0, 1000, 1)], now_s) == order
+
+
+def test_nobody_is_late_before_the_first_session_has_ended(build):
+    """What a session takes alone is not known yet: the shortest prompt goes first."""
+    mars, story = mars_of(build, opportunity=0, kv_signal=0)
+    story.arrive(0, 0.0, 100).arrive(1, 500.0, 5000)
+    assert ask(mars, build, [(1, 500.0, 5000, 0), (0, 0.0, 100, 0)], 599.0) == [0, 1]
+
+
+def test_a_late_session_that_has_waited_too_long_goes_first_all_the_same(build):
+    """The starvation bound is above the objective: after 600 s at the gate session 1 enters first."""
+    for now_s, order in ((610.0, [2, 1]), (621.0, [1, 2])):
+        mars, story = late_case(build)
+        story.arrive(2, now_s)
+        assert ask(mars, build, [(2, now_s, 1000, 0), (1, 0.0, 1000, 1)], now_s) == order
+
+
 def test_nobody_starves_behind_shorter_sessions(build):
     """After 600 s (and three times its own expected time) a session goes by arrival, and until it
     fits nobody passes it.
@@ -184,6 +222,23 @@ def test_nobody_starves_behind_shorter_sessions(build):
     pending = [(2, 590.0, 100, 0), (1, 0.0, 9000, 0)]
     assert ask(mars, build, pending, 601.0) == []
     assert ask(mars, build, pending, 599.0) == [2]
+
+
+def test_patience_follows_how_long_sessions_of_the_class_take(build):
+    """Sessions of 9000 tokens take 500 s: one has waited too long after three times that, not after
+    600 s. Until then a shorter one passes it.
+    """
+    mars, story = mars_of(build, opportunity=0, entry_turns=0)
+    for _ in range(100):
+        mars.state.classes.observe(9000, turns=3, private=0, active_s=500.0)
+    story.arrive(0, 0.0, 12_000).submit(0, 0.0)
+    story.arrive(1, 0.0, 9000).arrive(2, 1.0, 100)
+    mars.state.sessions[0].resident = True
+    pending = [(2, 1400.0, 100, 0), (1, 0.0, 9000, 0)]
+    for _ in range(100):
+        mars.state.classes.observe(100, turns=3, private=0, active_s=500.0)
+    assert ask(mars, build, pending, 1510.0) == []
+    assert ask(mars, build, pending, 1490.0) == [2]
 
 
 def test_before_any_session_has_ended_the_starvation_bound_is_in_seconds(build):

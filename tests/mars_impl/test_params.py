@@ -27,7 +27,7 @@ def test_overrides_replace_defaults_by_name():
 
 def test_unknown_parameters_are_refused():
     """A wrong name is an error that lists the right ones."""
-    with pytest.raises(ConfigError, match=r"mars has no parameter 'kv_traget' \(has ageing_s, "):
+    with pytest.raises(ConfigError, match=r"mars has no parameter 'kv_traget' \(has break_even, "):
         MarsParams().with_overrides({"kv_traget": 1.0})
 
 

@@ -30,6 +30,7 @@ CHANGES = {
     "mars-longest-first": {"longest_first"},
     "mars-no-opportunity": {"opportunity"},
     "mars-no-lending": {"lend"},
+    "mars-no-slo": {"slo"},
     "mars-no-tool-priority": {"nice_step"},
 }
 

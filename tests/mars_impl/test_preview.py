@@ -254,7 +254,7 @@ def test_the_cpu_flag_has_hysteresis_on_backlog_and_on_waiting(build):
 
 
 def test_waiting_for_slots_is_an_average_with_weight_a_fifth(build):
-    """Waits of 20 s and 10 s: 0.2*20 = 4.0, then 4.0 + 0.2*(10 - 4.0) = 5.2 >= 5: overloaded."""
+    """ToolWaits of 20 s and 10 s: 0.2*20 = 4.0, then 4.0 + 0.2*(10 - 4.0) = 5.2 >= 5: overloaded."""
     control, story = controller(build)
     story.enqueue(0, 0.0).start_tool(0, 20.0)
     assert control.queue_wait_s == pytest.approx(4.0)
@@ -406,6 +406,20 @@ def test_needles_are_two_at_most_and_none_under_kv_pressure(build):
     control, _, pending, view = needle_case(build, free_blocks=100)
     assert control.admit(pending, view, 8.0) == []
     assert control.kv.on
+
+
+def test_long_sessions_in_flight_take_places_for_needles(build):
+    """Six places in the pool, at most two for long sessions; seven of them wait. With one short
+    session in flight two may slip in, with a long one beside it one, with two long ones none.
+    """
+    control, story = controller(build, long_tokens=2000, pool=6)
+    for session, prompt in enumerate((100, 5000, 5000, *range(3000, 3700, 100))):
+        story.arrive(session, float(session), prompt)
+    longs = [build.session(session=n, prompt_tokens=2700 + 100 * n) for n in range(3, 10)]
+    for num_flying, chosen in ((1, [3, 4]), (2, [3]), (3, [])):
+        flying = tuple(build.session(session=n) for n in range(num_flying))
+        assert names(control.admit(longs, build.system(active=flying), 9.5)) == chosen
+        assert control.mode == "short_first"
 
 
 def test_the_tail_packs_long_sessions_in_order_of_arrival(build):

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from mars_impl.scheduler import Mars
 
-LEVELS = {"level_1": 2048, "level_2": 8192, "level_3": 32_768}
-QUANTA = {"quantum_0": 2048, "quantum_1": 1024, "quantum_2": 512, "quantum_3": 256}
+LEVELS = {"level_2": 8192, "level_3": 32_768}
+QUANTA = {"quantum_2": 4096, "quantum_3": 2048}
 
 
 @pytest.fixture
 def mars(build):
-    return Mars(build.context(params={**LEVELS, **QUANTA, "ageing_s": 30}))
+    return Mars(build.context(params={**LEVELS, **QUANTA}))
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ def test_running_decodes_go_first_then_the_shortest_prefill(build, mars, admitte
 
 
 def test_quanta_shrink_with_what_is_left_while_others_are_there(build, mars):
-    """Left 1000 / 5000 / 20,000 / 50,000 tokens: 2048 / 1024 / 512 / 256; a prefix hit counts."""
+    """Left 1000 or 5000 tokens: 8192; 20,000: 4096; 50,000: 2048; a prefix hit counts."""
     others = build.engine(running=(build.turn(), build.turn()), cached={7: 59_000})
-    for left, quantum in ((1000, 2048), (5000, 1024), (20_000, 512), (50_000, 256)):
+    for left, quantum in ((1000, 8192), (5000, 8192), (20_000, 4096), (50_000, 2048)):
         turn = build.turn(prompt_tokens=60_000, computed_tokens=60_000 - left)
         assert mars.prefill_quantum(turn, others, 0.0) == quantum
-    assert mars.prefill_quantum(build.turn(session=7, prompt_tokens=60_000), others, 0.0) == 2048
+    assert mars.prefill_quantum(build.turn(session=7, prompt_tokens=60_000), others, 0.0) == 8192
 
 
 def test_alone_in_the_engine_a_prefill_is_not_cut(build, mars):
@@ -99,7 +99,7 @@ def test_one_threshold_replaces_the_quanta(build):
     mars = Mars(build.context(params={**QUANTA, "quanta": 0}))
     others = build.engine(running=(build.turn(), build.turn()))
     for prompt in (100, 60_000):
-        assert mars.prefill_quantum(build.turn(prompt_tokens=prompt), others, 0.0) == 256
+        assert mars.prefill_quantum(build.turn(prompt_tokens=prompt), others, 0.0) == 2048
 
 
 def test_prefills_are_preempted_before_decodes_and_low_ranks_before_high(build, mars, admitted):
@@ -145,7 +145,7 @@ def test_without_the_coordinator_the_engines_own_order_holds(build):
 )
 def test_waiting_longer_never_worsens_a_place_in_the_queue(build, prompt, cached, waited_s):
     """Ageing is monotone, and nobody stays behind level 0 for more than three ageing steps."""
-    mars = Mars(build.context(params={"ageing_s": 30}))
+    mars = Mars(build.context())
     view = build.engine(cached={0: int(prompt * cached)})
     turn = build.turn(prompt_tokens=prompt)
     assert mars.waiting_key(turn, view, waited_s) <= mars.waiting_key(turn, view, waited_s / 2)

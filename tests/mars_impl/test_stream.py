@@ -12,7 +12,7 @@ from mars_impl.stream import StreamState
 @pytest.fixture
 def state():
     return StreamState(
-        ema=0.2, history=64, gap_samples=30, tool_cores=2,
+        tool_cores=2,
         turn_s=lambda prefilled, prompt, output: prefilled / 1000 + output / 50,
     )  # fmt: skip
 
@@ -37,13 +37,13 @@ def test_a_session_moves_from_backlog_to_engine_to_tools_and_back(story, state):
     assert not state.sessions
 
 
-def test_rank_is_the_order_of_admission_not_of_arrival(story, state):
-    """Whoever enters first has rank 0 for all its turns; the backlog has none."""
+def test_rank_is_the_order_of_arrival_of_those_that_were_admitted(story, state):
+    """Whoever came first has the best rank for all its turns, whenever it enters; the backlog has none."""
     for session in (0, 1, 2):
         story.arrive(session, float(session))
     story.submit(2, 3.0).submit(0, 4.0).end(2, 5.0).ready(2, 6.0, 1100, turn=1)
     story.submit(2, 6.0, turn=1)
-    assert [state.sessions[n].rank for n in (0, 1, 2)] == [1.0, math.inf, 0.0]
+    assert [state.sessions[n].rank for n in (0, 1, 2)] == [0.0, math.inf, 2.0]
 
 
 def test_sub_agents_have_the_rank_and_root_of_who_started_them(story, state):
@@ -95,6 +95,22 @@ def test_spare_speed_is_how_long_turns_take_beyond_their_time_alone(story, state
     assert state.spare == pytest.approx((before + 2) / (before + 8))
 
 
+def test_time_alone_leaves_out_waits_and_what_was_lost_from_the_cache(story, state):
+    """1000 tokens and 50 made are 1 + 1 s, 3 s of tools; then of 1600 tokens 1050 would have been cached:
+    0.55 + 1 s, however long both turns waited and though all was computed again. After a compaction
+    to 800 tokens all but the shared prefix is new: 0.8 s and 1 s after 2 s of tools.
+    """
+    story.arrive(0, 0.0, 1000).submit(0, 90.0)
+    story.end(0, 100.0, prefilled_tokens=1000, output_tokens=50)
+    assert state.sessions[0].alone_s == pytest.approx(2.0)
+    story.ready(0, 103.0, 1600, turn=1).submit(0, 200.0, turn=1)
+    story.end(0, 220.0, turn=1, prefilled_tokens=1600, output_tokens=50)
+    assert state.sessions[0].alone_s == pytest.approx(2.0 + 3.0 + 1.55)
+    story.ready(0, 222.0, 800, turn=2).submit(0, 222.0, turn=2)
+    story.end(0, 225.0, turn=2, prefilled_tokens=800, output_tokens=50)
+    assert state.sessions[0].alone_s == pytest.approx(6.55 + 2.0 + 1.8)
+
+
 def test_a_session_that_ends_in_the_engine_leaves_it(story, state):
     """A request cut off has no end of its turn: the engine is idle all the same."""
     story.arrive(0, 0.0).submit(0, 0.0).done(0, 10.0).arrive(1, 10.0).done(1, 1000.0)
@@ -117,7 +133,7 @@ def test_waits_for_tools_are_learned_from_the_end_of_a_turn_to_the_next(story, s
 
 
 def test_waiting_for_tool_slots_is_a_moving_average(story, state):
-    """Waits of 10 s and 0 s with weight 0.2: 2.0, then 1.6."""
+    """ToolWaits of 10 s and 0 s with weight 0.2: 2.0, then 1.6."""
     story.arrive(0, 0.0).submit(0, 0.0).end(0, 1.0)
     story.enqueue(0, 1.0).start_tool(0, 11.0)
     assert state.tool_wait_s == pytest.approx(2.0)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def folder(tmp_path):
     """A folder that passes every check; its binaries are empty."""
-    for name in (*compiled.MODULES, compiled.LIBRARY):
+    for name in (*compiled.modules(), compiled.LIBRARY):
         path = compiled.binary(tmp_path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def test_modules_come_from_the_folder(folder):
     """Compiled modules and their library are found in the folder; all others are left alone."""
     core = compiled.CompiledCore(folder)
-    for name in (*compiled.MODULES, compiled.LIBRARY):
+    for name in (*compiled.modules(), compiled.LIBRARY):
         assert Path(core.find_spec(name, None).origin) == compiled.binary(folder, name)
     assert core.find_spec("marsbench.engine.base", None) is None
 
@@ -53,33 +53,25 @@ def change_python(folder):
         (lambda f: (f / compiled.MANIFEST).write_text("{"), "no compiled core there"),
         (change_source, "compiled from other sources"),
         (change_python, "compiled for cpython-399"),
-        (lambda f: compiled.binary(f, compiled.MODULES[0]).unlink(), "binary of .* is missing"),
+        (lambda f: compiled.binary(f, compiled.modules()[0]).unlink(), "binary of .* is missing"),
     ],
 )
 def test_a_stale_or_broken_folder_is_an_error(folder, spoil, problem):
     """No import falls back to Python or takes a binary that is not the sources'."""
     spoil(folder)
     with pytest.raises(ConfigError, match=problem):
-        compiled.CompiledCore(folder).find_spec("marsbench.engine.driver", None)
-
-
-def test_live_servers_are_refused(folder):
-    """The live driver extends the driver, which a compiled one does not allow: said beforehand."""
-    with pytest.raises(ConfigError, match="unset it for live servers"):
-        compiled.CompiledCore(folder).find_spec(compiled.LIVE, None)
+        compiled.CompiledCore(folder).find_spec("marsbench.engine.loop", None)
 
 
 def test_every_source_file_changes_the_hash(tmp_path, monkeypatch):
     """One changed byte in any module the compiler saw makes a folder stale."""
-    package = tmp_path / "marsbench"
-    sources = [package.parent.joinpath(*name.split(".")).with_suffix(".py")
-               for name in (*compiled.MODULES, *compiled.INTERFACES)]  # fmt: skip
-    for path in sources:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    names = (*compiled.modules(), *compiled.interfaces())
+    sources = {name: tmp_path / name for name in names}
+    for path in sources.values():
         path.write_text("one")
-    monkeypatch.setattr(compiled, "__file__", str(package / "compiled.py"))
+    monkeypatch.setattr(compiled, "path_of", sources.get)
     seen = {compiled.source_sha256()}
-    for path in sources:
+    for path in sources.values():
         path.write_text("two")
         seen.add(compiled.source_sha256())
     assert len(seen) == 1 + len(sources)
@@ -87,7 +79,7 @@ def test_every_source_file_changes_the_hash(tmp_path, monkeypatch):
 
 def test_the_hash_covers_what_the_compiler_sees():
     """Compiled modules and interfaces import nothing of marsbench but each other."""
-    known = {*compiled.MODULES, *compiled.INTERFACES}
+    known = {*compiled.modules(), *compiled.interfaces()}
     imported = set()
     for name in known:
         text = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
@@ -97,7 +89,23 @@ def test_the_hash_covers_what_the_compiler_sees():
             if isinstance(node, ast.Import):
                 imported |= {a.name for a in node.names if a.name.startswith("marsbench")}
     assert imported <= known
-    assert set(compiled.INTERFACES) <= imported
+    assert set(compiled.interfaces()) <= imported
+
+
+def test_the_loop_is_compiled_and_data_is_not():
+    """Batching, memory and the clock's loop are compiled; what crosses processes or is only a shape
+    is not, and neither is anything outside the engine and its tools.
+    """
+    for name in (
+        "engine.loop",
+        "engine.life",
+        "engine.sim.batch",
+        "engine.sim.kv",
+        "tools.modelled",
+    ):
+        assert f"marsbench.{name}" in compiled.modules()
+    for name in ("engine.plan", "engine.base", "tools.executor", "tools.base", "core", "records"):
+        assert f"marsbench.{name}" in compiled.interfaces()
 
 
 def is_picoseconds(node):
@@ -136,11 +144,11 @@ def test_compiled_modules_leave_picoseconds_to_python():
     """No compiled module divides picoseconds itself, and what they call to do it is not compiled."""
     assert picosecond_divisions("now_s = self.now_ps / PS_PER_S\nleft_s /= PS_PER_S") == [1, 2]
     found = {}
-    for name in compiled.MODULES:
+    for name in compiled.modules():
         text = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
         found[name] = picosecond_divisions(text)
     assert not any(found.values()), f"use marsbench.core.to_s: {found}"
-    assert to_s.__module__ not in compiled.MODULES
+    assert to_s.__module__ not in compiled.modules()
 
 
 def test_only_the_environment_turns_it_on(monkeypatch, tmp_path):

@@ -84,7 +84,6 @@ def test_shell_timeout_is_the_tool_models_own():
         ({}, ["workload=[]"], "workload: "),
         ({}, ["sessions"], "-c sessions: expected key=value, for example"),
         ({}, ["load=[1"], "-c load=[1: the value is not valid YAML"),
-        ({"driver": "openhands"}, [], "driver: input should be 'replay'"),
     ],
 )
 def test_mistakes_are_one_line(flags, overrides, line):
@@ -101,6 +100,7 @@ def test_mistakes_are_one_line(flags, overrides, line):
         (b"", "an experiment is a mapping of keys, found nothing"),
         (b"- a\n", "an experiment is a mapping of keys, found list"),
         (b"load: [1\n", "x.yaml:2: not valid YAML"),
+        (b"load: 1\nload: 2\n", "x.yaml:2: not valid YAML: key 'load' is given twice"),
         (b"\xff\xfe\x00", "cannot be read as a YAML experiment"),
         (b"sessions: 0\n", "x.yaml: sessions: "),
     ],
@@ -119,3 +119,35 @@ def test_missing_file_is_named(tmp_path):
     """A file that is not there is a mistake, not an empty experiment."""
     with pytest.raises(ConfigError, match="no such experiment file"):
         load_config([tmp_path / "none.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "split"),
+    [
+        ({}, "all"),
+        ({"system": ["vllm", "mars"]}, "all"),
+        ({"system": "vllm-tuned"}, "reporting"),
+        ({"system": ["vllm", "static-tuned"]}, "reporting"),
+        ({"system": ["vllm-tuned"], "split": "all"}, "all"),
+        ({"split": "tuning"}, "tuning"),
+    ],
+)
+def test_half_of_the_sessions_is_kept_back_only_for_tuning(flags, split):
+    """Every session is replayed unless parameters were tuned on half of them, or the user says so."""
+    config = load_config(flags=flags)
+    assert config.split == split
+    assert load_config(flags=config.model_dump(mode="json")) == config
+
+
+def test_live_agents_have_defaults_of_their_own():
+    """What is left unsaid with live agents fits them; what is said stays, in any form."""
+    config = load_config(flags={"driver": "openhands", "sessions": 3})
+    assert (config.engine.name, config.workload) == ("vllm", ("tasks",))
+    assert (config.arrival.name, config.arrival.params) == ("closed", {"n": 3})
+    assert config.load == ()
+    named = load_config(
+        flags={"driver": "openhands", "rate_per_s": [0.5]},
+        overrides=["driver.params.brain=model"],
+    )
+    assert (named.driver.name, named.driver.params) == ("openhands", {"brain": "model"})
+    assert (named.arrival.name, named.rate_per_s) == ("poisson", (0.5,))

@@ -213,8 +213,9 @@ def _simulate():
     from marsbench.core import Session, ToolCall, Turn, to_ps
     from marsbench.engine.base import EngineConfig
     from marsbench.engine.cost import StepCost
-    from marsbench.engine.driver import run_cell
+    from marsbench.engine.plan import CellPlan
     from marsbench.engine.sim.core import SimCore
+    from marsbench.engine.virtual import VirtualEngine
     from marsbench.system import Policies
     from marsbench.tools.recorded import Recorded
 
@@ -237,12 +238,12 @@ def _simulate():
     log = EventLog()
     policies = Policies()
     times_ps = tuple(to_ps(0.01 * index) for index in range(8))
-    stats = run_cell(
-        sessions=[session(index) for index in range(8)],
+    plan = CellPlan(
+        sessions=tuple(session(index) for index in range(8)),
         arrivals=ArrivalPlan(times_ps=times_ps, closed_loop=None),
-        core_factory=lambda listener: SimCore(config, cost, policies, listener),
         policies=policies,
+        flags=config,
+        cost=cost,
         tools=Recorded(),
-        log=log,
     )
-    return log, stats
+    return log, VirtualEngine(SimCore).run(plan, log).stats

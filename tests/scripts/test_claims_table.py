@@ -4,39 +4,61 @@ from __future__ import annotations
 
 import json
 
-import claims_cells as reading
 import claims_checks as checking
 import claims_table as script
+import numpy as np
 import pandas as pd
 import pytest
 
+from marsbench.errors import ResultsError
+from marsbench.report.factors import read_factors
 
-def entry(system, seed, load, mean, *, cores=8, p99=None, goodput=1.0, throughput=1.0, busy=0.1):
+
+def entry(
+    system,
+    seed,
+    load,
+    mean,
+    *,
+    cores=8,
+    p99=None,
+    goodput=1.0,
+    throughput=1.0,
+    busy=0.1,
+    unstable=0,
+):
     """One cell of a summary: 10 sessions at 0.2 x load a second, over 100 s."""
     return {
         "workload": "w", "profile": "h100-nvl/m", "tool_cores": cores, "load": load,
         "system": system, "seed": seed, "rate_per_s": 0.2 * load,
-        "sessions": {"arrived": 10, "completed": 10, "failed": 0},
+        "sessions": {"arrived": 10, "distinct": 7, "completed": 10, "failed": 0},
         "hindsight": system.endswith("-best"), "oracle": system == "oracle-best",
         "metrics": {
             "session_latency_s": {"mean": mean, "p90": mean, "p95": mean, "p99": p99 or mean},
             "session_slowdown": {"p99": 2.0}, "session_goodput_per_s": {"3": goodput},
             "sessions_per_s": throughput, "prefix_cache_hit_rate": 0.5, "jain_slowdown": 0.9,
-            "max_wait_s": 1.0, "makespan_s": 100.0, "tool_utilisation": busy,
+            "max_wait_s": 1.0, "makespan_s": 100.0, "tool_utilisation": busy, "unstable": unstable,
         },
     }  # fmt: skip
+
+
+def read(runs):
+    """MARS's factors in these run folders."""
+    return read_factors(runs, "mars")
 
 
 def folder(path, *entries):
     """A run folder of these cells."""
     path.mkdir()
-    (path / "summary.json").write_text(json.dumps({"cells": entries}))
+    (path / "summary.json").write_text(
+        json.dumps({"summary_version": 1, "run_id": "r", "cells": entries})
+    )
     return path
 
 
 def pairs_of(tmp_path, *entries):
     """What the scripts read from one run of these cells."""
-    return reading.read([folder(tmp_path / "run", *entries)])
+    return read([folder(tmp_path / "run", *entries)])
 
 
 def found(pairs):
@@ -164,10 +186,12 @@ def test_an_interval_is_over_the_seeds_there_are(tmp_path):
     pairs = pairs_of(tmp_path, *entries)
     of = {name: pairs.interval(part) for name, part in pairs.rows.groupby("system")}
     assert of["b"] == pytest.approx((2.0, 2.0))
+    # logs of c: ln 2, ln 2, ln 4, ln 4: mean 1.5 ln 2, sd ln 2 / √3, t(0.975, 3) = 3.182446
+    half = 3.182446 * np.log(2) / np.sqrt(3) / 2
+    ends = np.exp([1.5 * np.log(2) - half, 1.5 * np.log(2) + half])
+    assert of["c"] == pytest.approx(tuple(ends))
     both = pairs.interval(pairs.rows)
-    assert 2.0 <= both[0] < both[1] <= 8.0**0.5
-    assert of["c"][0] == pytest.approx(2.0)
-    assert of["c"][1] == pytest.approx(4.0)
+    assert ends[0] < both[0] < 8.0**0.5 / 2**0.25 < both[1] < ends[1]
 
 
 def test_an_interval_needs_three_seeds_and_covers_the_mean(tmp_path):
@@ -176,18 +200,34 @@ def test_an_interval_needs_three_seeds_and_covers_the_mean(tmp_path):
              for name, mean in (("mars", 10.0), ("vllm", 20.0))]  # fmt: skip
     pairs = pairs_of(tmp_path, *three)
     assert pairs.interval(pairs.rows) == pytest.approx((2.0, 2.0))
-    two = reading.read([folder(tmp_path / "two", *three[:4])])
+    two = read([folder(tmp_path / "two", *three[:4])])
     assert two.interval(two.rows) is None
+
+
+def test_claims_say_how_many_sessions_are_distinct_and_where_the_other_is_unstable(tmp_path):
+    """Ten sessions of which seven are distinct; vllm's queue grows without end in one of two cells."""
+    entries = [entry("mars", 0, 0.8, 1.0), entry("vllm-tuned", 0, 0.8, 2.0)]
+    entries += [entry("mars", 0, 1.2, 1.0), entry("vllm-tuned", 0, 1.2, 9.0, unstable=1)]
+    check = starting(found(pairs_of(tmp_path, *entries)), "mean latency below vllm-tuned, loads")
+    assert check.sessions == "10, 7 distinct"
+    assert check.measured == "4.24x (the other is unstable in 1 of 2)"
+    for entry_ in entries:
+        del entry_["sessions"]["distinct"]
+    checks = found(read([folder(tmp_path / "old", *entries)]))
+    assert (
+        starting(checks, "mean latency below vllm-tuned, loads").sessions
+        == "10, distinct not recorded"
+    )
 
 
 def test_a_cell_that_two_runs_have_counts_once_and_must_agree(tmp_path):
     """MARS is in both runs; with other numbers they are not of the same code."""
     first = folder(tmp_path / "a", entry("mars", 0, 1.0, 10.0), entry("vllm", 0, 1.0, 20.0))
     second = folder(tmp_path / "b", entry("mars", 0, 1.0, 10.0), entry("a", 0, 1.0, 30.0))
-    assert reading.read([first, second]).rows["seeds"].tolist() == [1, 1]
+    assert read([first, second]).rows["seeds"].tolist() == [1, 1]
     other = folder(tmp_path / "c", entry("mars", 0, 1.0, 11.0))
-    with pytest.raises(reading.ClaimsError, match=r"runs disagree.*10.000 s and 11.000 s"):
-        reading.read([first, other])
+    with pytest.raises(ResultsError, match=r"runs disagree.*10.000 s and 11.000 s"):
+        read([first, other])
 
 
 def test_the_page_and_its_numbers_are_written(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,17 @@ def _claude_code(path: Path) -> Path:
     return _text(path / "session.jsonl", jsonl(lines))
 
 
+FIXTURES = Path(__file__).parent / "fixtures"
+"""Small files written after the specification of each format."""
+
+
+def _copied(name: str) -> Write:
+    def write(path: Path) -> Path:
+        return Path(shutil.copy(FIXTURES / name, path / name))
+
+    return write
+
+
 def _huggingface(path: Path) -> Path:
     import pandas as pd
 
@@ -395,6 +407,14 @@ WRITERS: dict[str, Write] = {
     "openhands_v0": _openhands_v0,
     "openhands_v1": _openhands_v1,
     "claude_code": _claude_code,
+    "codex": _copied("codex.jsonl"),
+    "atif": _copied("atif.json"),
+    "otel_genai": _copied("otel_genai.jsonl"),
+    "langfuse": _copied("langfuse.json"),
+    "litellm": _copied("litellm.jsonl"),
+    "inspect_log": _copied("inspect_log.json"),
+    "bailian": _copied("bailian.jsonl"),
+    "csv_requests": _copied("burstgpt.csv"),
     "huggingface": _huggingface,
 }
 
@@ -407,6 +427,14 @@ RECORDED_PROMPTS: dict[str, list[list[int]]] = {
     "openhands_v0": [[1000, 1100, 1200]],
     "openhands_v1": [[800, 900, 700]],
     "claude_code": [[500, 560]],
+    "codex": [[9000, 9300, 9450, 2000]],
+    "atif": [[1000, 1100, 1180]],
+    "otel_genai": [[1000, 1100, 1200]],
+    "langfuse": [[1000, 1050, 1150]],
+    "litellm": [[1000, 1100, 1200], [900, 930]],
+    "inspect_log": [[800, 930, 1000]],
+    "bailian": [[70, 130, 100], [60]],
+    "csv_requests": [[472, 617], [1087]],
     "huggingface": [[500, 600]],
 }
 """Prompt lengths in the files above, for formats that record them."""
@@ -416,6 +444,7 @@ class Formats:
     """The builders above, for tests that cannot import this file."""
 
     writers = WRITERS
+    fixtures = FIXTURES
     recorded_prompts = RECORDED_PROMPTS
     jsonl = staticmethod(jsonl)
     clock = staticmethod(clock)

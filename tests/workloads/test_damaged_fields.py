@@ -35,7 +35,7 @@ def text_of(file: Path) -> str:
     return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
 
 
-@pytest.mark.parametrize("name", sorted(set(IMPORTERS) - {"huggingface"}))
+@pytest.mark.parametrize("name", sorted(set(IMPORTERS) - {"huggingface", "csv_requests"}))
 def test_a_wrong_value_is_read_over_or_named(name, formats, tmp_path):
     """Any value replaced by junk gives sound sessions or a TraceError with the file, never else."""
     path = formats.writers[name](tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marsbench.core import Session, plan_turns
 from marsbench.errors import TraceError
 from marsbench.trace import io
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from marsbench.trace.schema import decode_session, encode_session, session_ids
 from marsbench.trace.source import find_importer, importers
 from workloads import IMPORTERS
@@ -84,10 +84,12 @@ def test_sniffing_foreign_bytes_is_false_and_silent(name, head):
     """Bytes of no format are not recognised and never raise."""
     content = head if isinstance(head, bytes) else head.encode()
     assume(not content.startswith((b"PAR1", b"ARROW1")))  # the magic of a table is enough
-    assert not find_importer(name).sniff(Sample(Path("no-such-file"), content))
+    assert not find_importer(name).sniff(TraceSample(Path("no-such-file"), content))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in {"huggingface", "openhands_v1"}])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in {"huggingface", "openhands_v1", "csv_requests"}]
+)
 def test_broken_json_names_the_file(name, tmp_path):
     """A line that is no JSON is an error that names file and line."""
     file = tmp_path / "broken.jsonl"

@@ -10,9 +10,9 @@ from typing import Any
 
 from marsbench.core import Session, SharedPrefix, ToolCall
 from marsbench.errors import TraceError
-from marsbench.trace.importer import Sample
-from workloads.claude_code.transcript import Answer, Thread, ToolUse, Transcript
-from workloads.context import MID_CONVERSATION, Call, build_session, group_prefix
+from marsbench.trace.importer import TraceSample
+from workloads.claude_code.transcript import LoggedAnswer, Thread, ToolUse, Transcript
+from workloads.context import MID_CONVERSATION, RecordedCall, build_session, group_prefix
 from workloads.messages import char_tokens
 from workloads.rows import (
     Row,
@@ -74,14 +74,14 @@ class ClaudeCode:
         "shared_prefix": "assumed: shortest first prompt of client version and model less 128",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         if sample.head:
             return _is_transcript(head_values(sample.head))
         names = [name for name in sorted(sample.names) if _is_jsonl(name)][:_SAMPLED]
         return any(_is_transcript(head_values(head_of(sample.path / name))) for name in names)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is a line of a transcript or bundle."""
+        """Tell whether a decoded row is a line of a transcript or of a bundle."""
         return _is_line(value)
 
     def read(self, path: Path) -> Iterator[Session]:
@@ -118,7 +118,7 @@ def _is_line(value: Any) -> bool:
 
 
 def _read(path: Path) -> Iterator[Row]:
-    """Lines of all transcripts; other files of a directory are passed over."""
+    """Read the lines of all transcripts; other files of a directory are passed over."""
     if path.is_file():
         yield from read_rows(path)
         return
@@ -131,7 +131,7 @@ def _read(path: Path) -> Iterator[Row]:
 
 
 def _transcripts(rows: Iterator[Row]) -> dict[str, Transcript]:
-    """Sessions in order of their first line.
+    """Return the sessions in order of their first line.
 
     An answer that an earlier session logged belongs there: resumed sessions begin with copies.
     """
@@ -153,7 +153,7 @@ def _transcripts(rows: Iterator[Row]) -> dict[str, Transcript]:
 
 
 def _lines(rows: Iterator[Row]) -> Iterator[tuple[str, str, Row]]:
-    """(session, file, line) of the lines that belong to a session, bundles unwrapped."""
+    """Yield (session, file, line) for each line that belongs to a session; bundles are unwrapped."""
     for row in rows:
         task = ""
         if has_keys(row.value, "task", "entry"):
@@ -202,7 +202,7 @@ class _Builder:
         )
 
     def _place(self, key: str, child: Thread) -> None:
-        """Hangs a sub-agent on the answer that called it."""
+        """Hang a sub-agent on the answer that called it."""
         position, tool = _spawn_point(self.transcript.main, child, self.spawning)
         if tool is not None:
             self.spawning.add(tool.call_id)
@@ -212,11 +212,11 @@ class _Builder:
     def _build(
         self, session_id: str, thread: Thread, agent: str, children: Mapping[int, list[Session]]
     ) -> Session:
-        calls: list[Call] = []
+        calls: list[RecordedCall] = []
         for position, answer in enumerate(thread.answers):
             following = thread.answers[position + 1 : position + 2]
             calls.append(
-                Call(
+                RecordedCall(
                     prompt_tokens=_prompt_tokens(answer, calls),
                     output_tokens=_output_tokens(answer),
                     tools=tuple(self._tool(tool) for tool in answer.tools),
@@ -245,7 +245,9 @@ class _Builder:
 
 
 def _spawn_point(main: Thread, child: Thread, taken: set[str]) -> tuple[int, ToolUse | None]:
-    """Position of the spawning answer and its call: by id, by prompt, else by time."""
+    """Return the position of the spawning answer and its call, found by id, by prompt, or else by
+    time.
+    """
     calls = [
         (position, tool)
         for position, answer in enumerate(main.answers)
@@ -276,20 +278,20 @@ def _by_prompt(child: Thread, tool: ToolUse) -> bool:
     return bool(tool.prompt) and tool.prompt == child.first_text
 
 
-def _prompt_tokens(answer: Answer, before: list[Call]) -> int:
+def _prompt_tokens(answer: LoggedAnswer, before: list[RecordedCall]) -> int:
     if answer.prompt_tokens:
         return answer.prompt_tokens
     carried = before[-1].prompt_tokens + before[-1].output_tokens if before else 0
     return max(1, carried + char_tokens(answer.new_chars))
 
 
-def _output_tokens(answer: Answer) -> int:
-    """The recorded count, unless it is a snapshot from the start of the stream."""
+def _output_tokens(answer: LoggedAnswer) -> int:
+    """Return the recorded count, unless it is a snapshot from the start of the stream."""
     from_text = char_tokens(answer.output_chars)
     return answer.output_tokens if answer.output_tokens >= SNAPSHOT_SHARE * from_text else from_text
 
 
-def _think_s(answer: Answer, following: Answer) -> float:
+def _think_s(answer: LoggedAnswer, following: LoggedAnswer) -> float:
     ends = [tool.end_s for tool in answer.tools if tool.end_s is not None]
     if answer.end_s is not None:
         ends.append(answer.end_s)

@@ -34,7 +34,7 @@ class ToolUse:
 
 
 @dataclass(slots=True)
-class Answer:
+class LoggedAnswer:
     """One LLM call: several lines with one message id."""
 
     message_id: str
@@ -54,7 +54,7 @@ class Answer:
 class Thread:
     """One conversation: the main one of a session, or a sub-agent's."""
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[LoggedAnswer] = field(default_factory=list)
     first_text: str = ""
     tool_use_id: str = ""
     """The parent's call that started it, where the log names it."""
@@ -71,7 +71,7 @@ class Thread:
     _copied_ids: set[str] = field(default_factory=set)
 
     def add(self, row: Row, seen: set[str]) -> None:
-        """Takes one line; ``seen`` holds the message ids of other sessions."""
+        """Take in one line; ``seen`` holds the message ids of other sessions."""
         self.first_row = self.first_row or row
         self.version = self.version or row.text("version", "")
         kind = row.value.get("type")
@@ -106,12 +106,12 @@ class Thread:
             if isinstance(block, dict):
                 _add_block(answer, Row(block, row.path, row.line), time_s)
 
-    def _answer(self, message_id: str, model: str) -> Answer:
-        """The answer this line belongs to: an open one of equal id, or a new one."""
+    def _answer(self, message_id: str, model: str) -> LoggedAnswer:
+        """Return the answer that this line belongs to: an open one of equal id, or a new one."""
         for answer in reversed(self.answers):
             if message_id and answer.message_id == message_id:
                 return answer
-        answer = Answer(message_id, model, self._input_s, self._new_chars, self._compacted)
+        answer = LoggedAnswer(message_id, model, self._input_s, self._new_chars, self._compacted)
         self.answers.append(answer)
         self._new_chars, self._compacted = 0, False
         return answer
@@ -147,7 +147,7 @@ class Thread:
                     return
 
 
-def _add_block(answer: Answer, block: Row, time_s: float | None) -> None:
+def _add_block(answer: LoggedAnswer, block: Row, time_s: float | None) -> None:
     kind = block.value.get("type")
     if kind in ("text", "thinking"):
         answer.output_chars += len(content_text(block.value))
@@ -181,7 +181,7 @@ class Transcript:
     """Line uuid -> sub-agent key, for sidechains without an agent id."""
 
     def add(self, row: Row, seen: set[str]) -> None:
-        """Takes one line of the session."""
+        """Take in one line of the session."""
         value = row.value
         if value.get("type") == "progress":
             self._add_progress(row, seen)
@@ -193,7 +193,7 @@ class Transcript:
             self.main.add(row, seen)
 
     def _add_progress(self, row: Row, seen: set[str]) -> None:
-        """Newer clients log sub-agents as progress of the parent's call."""
+        """Take in a line of a sub-agent, which newer clients log as progress of the parent's call."""
         data = row.mapping("data")
         inner = data.get("message")
         if data.get("type") != "agent_progress" or not isinstance(inner, dict):
@@ -208,14 +208,16 @@ class Transcript:
         thread.add(Row(line, row.path, row.line), seen)
 
     def _chain(self, row: Row) -> str:
-        """Sidechain lines hang together by parentUuid; one without a known parent begins anew."""
+        """Return the thread of a sidechain line. Such lines hang together by parentUuid; one
+        without a known parent begins a new thread.
+        """
         uuid = row.text("uuid", "")
         key = self._thread_of.get(row.text("parentUuid", ""), f"sidechain-{len(self.children)}")
         self._thread_of[uuid] = key
         return key
 
     def message_ids(self) -> Iterable[str]:
-        """Ids of all answers, so that later sessions do not count them again."""
+        """Yield the ids of all answers, so that later sessions do not count them again."""
         for thread in (self.main, *self.children.values()):
             for answer in thread.answers:
                 if answer.message_id:

@@ -10,13 +10,21 @@ import msgspec
 
 from marsbench.core import Session
 from marsbench.errors import TraceError
-from marsbench.trace.importer import Sample
+from marsbench.extras import require
+from marsbench.trace import faults
+from marsbench.trace.importer import TraceSample
 from workloads.agentic_mooncake.importer import IMPORTER as AGENTIC_MOONCAKE
+from workloads.atif.importer import IMPORTER as ATIF
+from workloads.bailian.importer import IMPORTER as BAILIAN
 from workloads.claude_code.importer import IMPORTER as CLAUDE_CODE
+from workloads.codex.importer import IMPORTER as CODEX
+from workloads.langfuse.importer import IMPORTER as LANGFUSE
+from workloads.litellm.importer import IMPORTER as LITELLM
 from workloads.mini_swe_agent.importer import IMPORTER as MINI_SWE_AGENT
 from workloads.mooncake.importer import IMPORTER as MOONCAKE
 from workloads.openhands_v0.importer import IMPORTER as OPENHANDS_V0
 from workloads.openhands_v1.importer import IMPORTER as OPENHANDS_V1
+from workloads.otel_genai.importer import IMPORTER as OTEL_GENAI
 from workloads.rows import Row, RowSource, has_keys
 from workloads.swe_agent.importer import IMPORTER as SWE_AGENT
 from workloads.swe_agent.importer import session_name
@@ -75,7 +83,13 @@ FORMATS: tuple[RowFormat, ...] = (
     WEKA,
     MOONCAKE,
     AGENTIC_MOONCAKE,
+    BAILIAN,
     TRIE,
+    ATIF,
+    CODEX,
+    OTEL_GENAI,
+    LANGFUSE,
+    LITELLM,
     OPENHANDS_V0,
     OPENHANDS_V1,
     CLAUDE_CODE,
@@ -95,7 +109,7 @@ class HuggingFace:
         "turns": "as the format of the rows says; message lists as in swe_smith",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         if str(sample.path).startswith(HUB) or sample.head.startswith(_MAGIC):
             return True
         return any(Path(name).suffix in _TABLES for name in sample.names)
@@ -103,7 +117,9 @@ class HuggingFace:
     def read(self, path: Path) -> Iterator[Session]:
         def rows() -> Iterator[Row]:
             for number, value in enumerate(_dataset_rows(path), start=1):
-                yield Row(_clean(value), str(path), number)
+                row = Row(_clean(value), str(path), number)
+                if not faults.current().leaves_out(row.path, number, row.value):
+                    yield row
 
         first = next(rows(), None)
         if first is None:
@@ -112,7 +128,7 @@ class HuggingFace:
 
 
 def find_format(row: Row) -> RowFormat:
-    """The format of a dataset by its first row."""
+    """Return the format of a dataset, which its first row tells."""
     for known in FORMATS:
         if known.matches(row.value):
             return known
@@ -122,7 +138,9 @@ def find_format(row: Row) -> RowFormat:
 
 
 def _clean(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without the nulls a table fills in, JSON text of known columns decoded."""
+    """Return a row without the nulls that a table fills in, and with the JSON text of known columns
+    decoded.
+    """
     row = {key: _without_nulls(item) for key, item in value.items() if item is not None}
     for column in _JSON_COLUMNS:
         text = row.get(column)
@@ -145,8 +163,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _dataset_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a dataset; a train split is taken where a dataset has several."""
-    import datasets  # noqa: PLC0415  (a second to load)
+    """Yield the rows of a dataset; where it has several splits, the train split is taken."""
+    require("datasets", f"reading {path}")
+    import datasets
 
     try:
         if str(path).startswith(HUB):

@@ -10,12 +10,12 @@ from typing import Any
 
 from marsbench.core import Session, ToolCall
 from marsbench.errors import TraceError
-from marsbench.trace.importer import Sample
-from workloads.context import Call, build_session
+from marsbench.trace.importer import TraceSample
+from workloads.context import RecordedCall, build_session
 from workloads.messages import (
     CHARS_PER_TOKEN,
+    ChatStep,
     Message,
-    Step,
     chat_message,
     opening_prefix,
     step_calls,
@@ -61,11 +61,11 @@ class MiniSweAgent:
         "think_s": "absent: only the end of an LLM call is stamped",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded document is a trajectory of this agent."""
+        """Tell whether a decoded document is a trajectory of this agent."""
         if isinstance(value, list):
             return bool(value) and all(
                 has_keys(item, "role", "content") and not {"action", "source"} & item.keys()
@@ -94,7 +94,7 @@ class MiniSweAgent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _StoredMessage:
     """One message with what its ``extra`` says."""
 
     message: Message
@@ -110,7 +110,7 @@ def _session(row: Row, session_id: str) -> Session:
         raise row.error("expected a prompt and an answer", "messages")
     bounds = [*answers[1:], len(entries)]
     steps = [
-        Step(
+        ChatStep(
             prompt=[entry.message for entry in entries[:at]],
             output=entries[at].message,
             tools=_tools(entries[at], entries[at + 1 : end]),
@@ -127,7 +127,9 @@ def _session(row: Row, session_id: str) -> Session:
     )
 
 
-def _calls(steps: Sequence[Step], usages: Sequence[tuple[int, int] | None]) -> list[Call]:
+def _calls(
+    steps: Sequence[ChatStep], usages: Sequence[tuple[int, int] | None]
+) -> list[RecordedCall]:
     calls = step_calls(steps)
     known = [usage for usage in usages if usage is not None]
     if len(known) < len(usages):
@@ -138,12 +140,14 @@ def _calls(steps: Sequence[Step], usages: Sequence[tuple[int, int] | None]) -> l
     ]
 
 
-def _entry(item: Row) -> _Entry:
+def _entry(item: Row) -> _StoredMessage:
     extra = Row(item.mapping("extra"), item.path, item.line)
-    return _Entry(chat_message(item.value), item, extra, timestamp_s(extra.value.get("timestamp")))
+    return _StoredMessage(
+        chat_message(item.value), item, extra, timestamp_s(extra.value.get("timestamp"))
+    )
 
 
-def _commands(answer: _Entry) -> list[str]:
+def _commands(answer: _StoredMessage) -> list[str]:
     actions = answer.extra.items("actions")
     if actions:
         return [str(a.get("command", "") if isinstance(a, dict) else a) for a in actions]
@@ -152,7 +156,7 @@ def _commands(answer: _Entry) -> list[str]:
     return _FENCE.findall(answer.message.text)
 
 
-def _tools(answer: _Entry, results: Sequence[_Entry]) -> tuple[ToolCall, ...]:
+def _tools(answer: _StoredMessage, results: Sequence[_StoredMessage]) -> tuple[ToolCall, ...]:
     commands = _commands(answer)
     ends = [entry.time_s for entry in results if entry.time_s is not None]
     timed = bool(ends) and answer.time_s is not None
@@ -176,13 +180,13 @@ def _tools(answer: _Entry, results: Sequence[_Entry]) -> tuple[ToolCall, ...]:
     return tuple(tools)
 
 
-def _failed(result: _Entry) -> bool:
+def _failed(result: _StoredMessage) -> bool:
     code = result.extra.value.get("returncode")
     return isinstance(code, int) and code != 0
 
 
-def _usage(answer: _Entry) -> tuple[int, int] | None:
-    """Prompt and output tokens of a recorded response."""
+def _usage(answer: _StoredMessage) -> tuple[int, int] | None:
+    """Return the prompt and output tokens of a recorded response."""
     response = Row(answer.extra.mapping("response"), answer.row.path, answer.row.line)
     usage = Row(response.mapping("usage"), answer.row.path, answer.row.line)
     if not usage.value.get("prompt_tokens"):

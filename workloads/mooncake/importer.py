@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from marsbench.core import Session, SharedPrefix
-from marsbench.trace.importer import Sample
-from workloads.context import Call, build_session
+from marsbench.trace.importer import TraceSample
+from workloads.context import RecordedCall, build_session
 from workloads.rows import Row, RowSource, has_keys, read_rows, recognise
 
 BLOCK_TOKENS = 512
@@ -34,11 +34,11 @@ class Mooncake:
         "shared_prefix": "derived: up to the last block that three or more different blocks follow",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is of this format."""
+        """Tell whether a decoded row is of this format."""
         return has_keys(value, "timestamp", "input_length", "output_length", "hash_ids") and not (
             {"session_id", "request_id", "chat_id"} & value.keys()
         )
@@ -93,7 +93,9 @@ class _Conversation:
         prefix = None
         if depth:
             prefix = SharedPrefix(f"mooncake/{first.ids[depth - 1]}", depth * BLOCK_TOKENS)
-        calls = [Call(request.prompt_tokens, request.output_tokens) for request in self.requests]
+        calls = [
+            RecordedCall(request.prompt_tokens, request.output_tokens) for request in self.requests
+        ]
         for index, following in enumerate(self.requests[1:]):
             gap_s = max(0.0, following.time_s - self.requests[index].time_s)
             calls[index] = replace(calls[index], think_s=gap_s)
@@ -110,7 +112,7 @@ def _request(row: Row) -> _Request:
 
 
 def block_ids(row: Row) -> list[int]:
-    """``hash_ids``, checked."""
+    """Return the row's ``hash_ids``, checked."""
     ids = row.items("hash_ids")
     for item in ids:
         if isinstance(item, bool) or not isinstance(item, int):
@@ -119,7 +121,9 @@ def block_ids(row: Row) -> list[int]:
 
 
 def _shared_blocks(rows: Iterator[Row]) -> set[int]:
-    """Full blocks at which conversations part: a block's id stands for all text up to it."""
+    """Return the full blocks at which conversations part. A block's id stands for all text up to
+    its end.
+    """
     seen: set[int] = set()
     followers: dict[int, int] = {}
     for row in rows:
@@ -134,7 +138,9 @@ def _shared_blocks(rows: Iterator[Row]) -> set[int]:
 def _continued(
     request: _Request, open_at: dict[int, _Conversation], shared: set[int]
 ) -> _Conversation | None:
-    """The conversation whose last request this one extends, taken out of the open ones."""
+    """Return the conversation whose last request this one extends, and take it out of the open
+    ones.
+    """
     for index in range(request.full_blocks - 1, request.shared_depth(shared) - 1, -1):
         conversation = open_at.get(request.ids[index])
         if conversation is None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from marsbench.core import Session, ToolCall
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.context import build_session
 from workloads.messages import argument_command, text_tokens
 from workloads.openhands import Answer, Prefixes, answer_calls, model_name, recognise_rows, usages
@@ -54,11 +54,11 @@ class OpenHandsV0:
         "first prompt's characters",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise_rows(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row or event list is of this format."""
+        """Tell whether a decoded row or list of events is of this format."""
         history = value.get("history") if isinstance(value, dict) else value
         if not isinstance(history, list) or not history:
             return False
@@ -106,7 +106,7 @@ def _session(row: Row, session_id: str, prefixes: Prefixes) -> Session:
 
 
 def _events(row: Row) -> list[Row]:
-    """Events in order; older rows hold (action, observation) pairs."""
+    """Return the events in order; older rows hold (action, observation) pairs."""
     events: list[Row] = []
     for index, item in enumerate(row.items("history")):
         parts = item if isinstance(item, list) else [item]
@@ -115,7 +115,7 @@ def _events(row: Row) -> list[Row]:
 
 
 def _embedded_usage(row: Row, events: list[Row]) -> Row:
-    """Usage of the responses that a trajectory carries with its actions."""
+    """Return the usage of the responses that a trajectory carries with its actions."""
     found: dict[str, dict[str, Any]] = {}
     for event in events:
         response = _response(event)
@@ -144,7 +144,7 @@ def _system_text(events: list[Row]) -> str:
 
 
 def _answers(events: list[Row]) -> list[Answer]:
-    """Groups agent actions by response and hangs observations on them."""
+    """Group the agent's actions by response and hang observations on them."""
     results = {str(e.value.get("cause")): e for e in events if _is_result(e)}
     answers: list[Answer] = []
     fresh_chars = len(_system_text(events))

@@ -10,7 +10,7 @@ import msgspec
 
 from marsbench.core import Session, ToolCall
 from marsbench.errors import TraceError
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.context import build_session
 from workloads.messages import argument_command, content_text, text_tokens
 from workloads.openhands import (
@@ -22,7 +22,15 @@ from workloads.openhands import (
     recognise_rows,
     usages,
 )
-from workloads.rows import Row, RowSource, between_s, read_document, read_rows, timestamp_s
+from workloads.rows import (
+    Row,
+    RowSource,
+    between_s,
+    read_document,
+    read_rows,
+    timestamp_s,
+    wanted,
+)
 from workloads.swe_agent.importer import session_name
 from workloads.tool_class import tool_class
 
@@ -53,14 +61,14 @@ class OpenHandsV1:
         "first prompt's characters",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         if sample.head:
             return recognise_rows(sample, self.matches)
         states = [name for name in sample.names if Path(name).name == _STATE]
         return bool(states) and any(Path(name).parent.name == "events" for name in sample.names)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row holds a history of V1 events."""
+        """Tell whether a decoded row holds a history of V1 events."""
         history = value.get("history") if isinstance(value, dict) else None
         if not isinstance(history, list) or not history or not isinstance(history[0], dict):
             return False
@@ -82,13 +90,14 @@ class OpenHandsV1:
             )
 
     def _directories(self, path: Path) -> Iterator[Session]:
-        states = sorted(path.rglob(_STATE))
+        states = wanted(sorted(path.rglob(_STATE)))
         if not states:
             raise TraceError(f"no {_STATE} below it", path=str(path))
         prefixes = Prefixes()
         for file in states:
             state = _object(file)
-            events = [_object(event) for event in sorted((file.parent / "events").glob("*.json"))]
+            files = wanted(sorted((file.parent / "events").glob("*.json")))
+            events = [_object(event) for event in files]
             agent = Row(state.mapping("agent"), state.path)
             stats = Row(state.mapping("stats"), state.path)
             session_id = state.text("id", file.parent.name)
@@ -105,7 +114,7 @@ def _object(file: Path) -> Row:
 
 
 def _stats_usages(stats: Row) -> list[Usage]:
-    """Calls of all usage ids (agent, condenser); answers find theirs by response id."""
+    """Return the calls of all usage ids (agent, condenser); answers find theirs by response id."""
     metrics = Row(stats.mapping("usage_to_metrics"), stats.path, stats.line)
     return [
         usage
@@ -139,7 +148,7 @@ def _system_text(events: Sequence[Row]) -> str:
 
 
 def _answers(events: Sequence[Row]) -> list[Answer]:
-    """Groups the agent's events by response and hangs observations on them."""
+    """Group the agent's events by response and hang observations on them."""
     results: dict[str, Row] = {}
     for event in events:
         if event.value.get("kind") in ("ObservationEvent", "AgentErrorEvent"):

@@ -13,7 +13,7 @@ _COMMANDS = (
 
 
 def action_tool(action: str, wall_s: float | None) -> ToolCall:
-    """The tool an action calls: one of SWE-agent's own, or the shell."""
+    """Return the tool that an action calls: one of SWE-agent's own, or the shell."""
     word, _, rest = action.partition(" ")
     word = word.split("\n")[0]
     own = word in _COMMANDS.split()

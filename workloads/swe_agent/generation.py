@@ -10,7 +10,7 @@ import msgspec
 
 from marsbench.errors import TraceError
 from marsbench.trace import io
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.rows import Row, sampled_files
 
 _OLD_KEPT_OBSERVATIONS = 5
@@ -21,8 +21,8 @@ _SMITH_TEXT = re.compile(
 )
 
 
-def is_swe_smith(sample: Sample) -> bool:
-    """Whether trajectories come from SWE-smith's synthetic tasks.
+def is_swe_smith(sample: TraceSample) -> bool:
+    """Tell whether trajectories come from SWE-smith's synthetic tasks.
 
     Their instances are named OWNER__REPO.COMMIT8.KIND (file name or ``environment``) and run in
     swesmith images (``replay_config``), which 1.x writes at the end of the file.
@@ -38,7 +38,7 @@ def _smith_file(path: Path, head: bytes) -> bool:
 
 
 def _tail(path: Path) -> bytes:
-    """Last 64 KiB or more of content; empty if the file cannot be read."""
+    """Return the last 64 KiB or more of content, or nothing if the file cannot be read."""
     tail = b""
     try:
         with io.open_binary(path) as stream:
@@ -50,7 +50,9 @@ def _tail(path: Path) -> bytes:
 
 
 def kept_observations(row: Row) -> tuple[int | None, bool]:
-    """(observations kept whole or None for all, whether the file is of generation 0.x)."""
+    """Return how many observations are kept whole (None for all), and whether the file is of
+    generation 0.x.
+    """
     config = row.value.get("replay_config")
     if config is None:
         first = row.items("history")[:1]

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from marsbench.core import Session, ToolCall
-from marsbench.trace.importer import Sample
+from marsbench.trace import io
+from marsbench.trace.importer import TraceSample
 from workloads.context import build_session
 from workloads.messages import (
     CHARS_PER_TOKEN,
+    ChatStep,
     Message,
-    Step,
     char_tokens,
     chat_message,
     fit_chars_per_token,
@@ -28,9 +29,9 @@ from workloads.rows import (
     RowSource,
     has_keys,
     head_of,
-    is_trace_name,
     read_rows,
     recognise,
+    wanted,
 )
 from workloads.swe_agent.actions import action_tool
 from workloads.swe_agent.generation import is_swe_smith, kept_observations
@@ -62,13 +63,13 @@ class SweAgent:
         "shared_prefix": "recorded: equal text of system prompt and demonstrations",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         if is_run_log(sample.head) or _holds_only_logs(sample):
             return True
         return recognise(sample, self.matches) and not is_swe_smith(sample)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded document is a trajectory (SWE-smith's included)."""
+        """Tell whether a decoded document is a trajectory; SWE-smith's are included."""
         if not isinstance(value, dict) or "trajectory_format" in value:
             return False
         steps = value.get("trajectory")
@@ -92,23 +93,25 @@ class SweAgent:
 
 
 def _log_files(path: Path) -> list[Path]:
-    """Run logs, unless trajectories of the same runs stand beside them."""
+    """Return the logs of runs, unless trajectories of the same runs stand beside them."""
     if path.is_file():
-        return [path] if is_run_log(head_of(path)) else []
-    if any(is_trace_name(file.name) for file in path.rglob("*")):
+        return wanted([path]) if is_run_log(head_of(path)) else []
+    if any(io.is_trace_name(file.name) for file in path.rglob("*")):
         return []
-    return sorted(file for file in path.rglob("*.log*") if is_run_log(head_of(file)))
+    return wanted(sorted(file for file in path.rglob("*.log*") if is_run_log(head_of(file))))
 
 
-def _holds_only_logs(sample: Sample) -> bool:
+def _holds_only_logs(sample: TraceSample) -> bool:
     logs = [name for name in sorted(sample.names) if ".log" in Path(name).name]
-    if not logs or any(is_trace_name(name) for name in sample.names):
+    if not logs or any(io.is_trace_name(name) for name in sample.names):
         return False
     return is_run_log(head_of(sample.path / logs[0]))
 
 
 def session_name(row: Row, root: Path | None) -> str:
-    """Path below the imported directory without its suffixes; for rows of a table, their id."""
+    """Return the path below the imported directory without its suffixes, or the id of a table's
+    row.
+    """
     for field in ("traj_id", "trajectory_id", "instance_id"):
         if isinstance(row.value.get(field), str):
             return str(row.value[field])
@@ -121,7 +124,7 @@ def session_name(row: Row, root: Path | None) -> str:
 
 
 def trajectory_sessions(row: Row, session_id: str, *, agent: str) -> Iterator[Session]:
-    """The session of a trajectory, or one for each attempt it holds."""
+    """Yield the session of a trajectory, or one for each attempt that it holds."""
     attempts = row.rows("attempts")
     if attempts and not row.items("trajectory"):
         for number, attempt in enumerate(attempts):
@@ -136,9 +139,11 @@ def trajectory_sessions(row: Row, session_id: str, *, agent: str) -> Iterator[Se
 
 
 def chat_session(
-    session_id: str, steps: Sequence[Step], *, agent: str, model: str, tokens_sent: int = 0
+    session_id: str, steps: Sequence[ChatStep], *, agent: str, model: str, tokens_sent: int = 0
 ) -> Session:
-    """A session of whole prompts; text before the task is shared with sessions of equal text."""
+    """Return a session of whole prompts. The text before the task is shared with sessions that have
+    equal text.
+    """
     ratio = fit_chars_per_token(steps, tokens_sent)
     steps = [
         step._replace(tools=tuple(_scaled_result(tool, ratio) for tool in step.tools))
@@ -151,19 +156,21 @@ def chat_session(
 
 
 def _scaled_result(tool: ToolCall, chars_per_token: float) -> ToolCall:
-    """Until here ``result_tokens`` counts characters, since the ratio was not known."""
+    """Turn ``result_tokens`` from characters into tokens, which was not possible before the ratio
+    was known.
+    """
     if tool.result_tokens is None:
         return tool
     return replace(tool, result_tokens=char_tokens(tool.result_tokens, chars_per_token))
 
 
-def _steps(row: Row) -> list[Step]:
+def _steps(row: Row) -> list[ChatStep]:
     recorded = row.rows("trajectory")
     history = [chat_message(item.value) for item in row.rows("history")]
     answers = [i for i, m in enumerate(history) if m.role == "assistant" and not m.demonstration]
     if not recorded:
         return history_steps(history)
-    steps: list[Step] = []
+    steps: list[ChatStep] = []
     elided = _elision(row, history, answers)
     for index, item in enumerate(recorded):
         query = item.rows("query") or item.rows("messages")
@@ -177,12 +184,12 @@ def _steps(row: Row) -> list[Step]:
         else:
             continue  # a step that made no call of its own (exit after an error)
         answer = history[at] if at is not None else Message("assistant", item.text("response", ""))
-        steps.append(Step(prompt, answer, _tool(item)))
+        steps.append(ChatStep(prompt, answer, _tool(item)))
     return steps
 
 
 def _before_answer(query: list[Message], index: int) -> list[Message]:
-    """A step's query without its own answer.
+    """Return a step's query without the step's own answer.
 
     NOTE: early 1.x wrote ``messages`` after the step, so they end with its answer and observation.
     """
@@ -199,16 +206,18 @@ def _tool(step: Row) -> tuple[ToolCall, ...]:
     return (replace(tool, result_tokens=len(step.text("observation", ""))),)
 
 
-def history_steps(history: Sequence[Message]) -> list[Step]:
-    """Steps of a bare message list: each answer's prompt is everything before it."""
-    steps: list[Step] = []
+def history_steps(history: Sequence[Message]) -> list[ChatStep]:
+    """Return the steps of a bare message list, in which each answer's prompt is everything before
+    it.
+    """
+    steps: list[ChatStep] = []
     for index, message in enumerate(history):
         if message.role not in {"assistant", "ai"} or message.demonstration or not index:
             continue
         results = [m for m in history[index + 1 : index + 2] if m.role in {"user", "tool"}]
         tools = tuple(_history_tool(*call, results) for call in message.calls)
         answer = replace(message, role="assistant")
-        steps.append(Step(tuple(history[:index]), answer, tools))
+        steps.append(ChatStep(tuple(history[:index]), answer, tools))
     return steps
 
 
@@ -219,7 +228,7 @@ def _history_tool(name: str, command: str, results: Sequence[Message]) -> ToolCa
 
 
 def elide(messages: Sequence[Message], kept: int | None) -> list[Message]:
-    """What the agent sends when only the last ``kept`` observations stay whole.
+    """Return what the agent sends when only the last ``kept`` observations stay whole.
 
     The task and demonstrations stay; an older observation becomes one line (the line says how
     many were left out).
@@ -235,7 +244,9 @@ def elide(messages: Sequence[Message], kept: int | None) -> list[Message]:
 
 
 def _elision(row: Row, history: Sequence[Message], answers: Sequence[int]) -> int | None:
-    """How many observations stay whole: as configured; in 0.x, whichever fits tokens_sent."""
+    """Return how many observations stay whole: as configured, or in 0.x whichever number fits
+    tokens_sent.
+    """
     configured, old_generation = kept_observations(row)
     if not old_generation:
         return configured

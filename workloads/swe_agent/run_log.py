@@ -10,7 +10,7 @@ from pathlib import Path
 from marsbench.core import Session, ToolCall
 from marsbench.errors import TraceError
 from marsbench.trace import io
-from workloads.context import Call, build_session
+from workloads.context import RecordedCall, build_session
 from workloads.messages import char_tokens
 from workloads.rows import between_s, timestamp_s
 from workloads.swe_agent.actions import action_tool
@@ -23,7 +23,7 @@ _ACTION = re.compile(r"\bACTION\b")
 
 
 @dataclass(slots=True)
-class _Entry:
+class _LogEntry:
     """One log entry; lines without a time belong to the entry before them."""
 
     time_s: float
@@ -46,7 +46,7 @@ class _Step:
 
 
 def is_run_log(head: bytes) -> bool:
-    """Whether a text begins like such a log: timed entries, one of them a model's input."""
+    """Tell whether a text begins like such a log: timed entries, one of them a model's input."""
     lines = head.decode("utf-8", errors="replace").splitlines()
     timed = sum(_ENTRY.match(line) is not None for line in lines)
     known = any("MODEL INPUT" in line or _TOKENS.search(line) for line in lines)
@@ -54,7 +54,7 @@ def is_run_log(head: bytes) -> bool:
 
 
 def log_sessions(file: Path, name: str) -> Iterator[Session]:
-    """Sessions of one log; a session begins where the count of calls begins again."""
+    """Yield the sessions of one log; a session begins where the count of calls begins again."""
     steps: list[_Step] = []
     number = 0
     for step in _steps(file):
@@ -73,7 +73,9 @@ def log_sessions(file: Path, name: str) -> Iterator[Session]:
 
 
 def _steps(file: Path) -> Iterator[_Step | None]:
-    """Steps in order (filled in while the log is read on); None: the last one began a session."""
+    """Yield the steps in order, filled in while the log is read on, and None where a step has begun
+    a new session.
+    """
     started_s: float | None = None
     step: _Step | None = None
     for entry in _entries(file):
@@ -96,8 +98,10 @@ def _steps(file: Path) -> Iterator[_Step | None]:
             _add_shell(step, entry)
 
 
-def _add_shell(step: _Step, entry: _Entry) -> None:
-    """The first command after an action is the tool; what follows reads the shell's state."""
+def _add_shell(step: _Step, entry: _LogEntry) -> None:
+    """Add a shell command to a step: the first after an action is the tool, what follows reads the
+    shell's state.
+    """
     first, _, rest = entry.text.partition("\n")
     if shell := _SHELL.search(first):
         if shell[1] == "Input" and step.action_s is not None and step.input_s is None:
@@ -110,15 +114,15 @@ def _add_shell(step: _Step, entry: _Entry) -> None:
         step.action = rest.strip()
 
 
-def _entries(file: Path) -> Iterator[_Entry]:
-    current: _Entry | None = None
+def _entries(file: Path) -> Iterator[_LogEntry]:
+    current: _LogEntry | None = None
     for number, line in io.read_lines(file):
         text = line.decode("utf-8", errors="replace")
         if found := _ENTRY.match(text):
             if current is not None:
                 yield current
             time_s = timestamp_s(f"{found[1]}.{found[2]}")
-            current = _Entry(time_s or 0.0, number, found[3])
+            current = _LogEntry(time_s or 0.0, number, found[3])
         elif current is not None:
             current.text += "\n" + text
     if current is not None:
@@ -126,7 +130,7 @@ def _entries(file: Path) -> Iterator[_Entry]:
 
 
 def _session(session_id: str, steps: list[_Step]) -> Session:
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
     for index, step in enumerate(steps):
         if index:
             before = steps[index - 1]
@@ -138,5 +142,5 @@ def _session(session_id: str, steps: list[_Step]) -> Session:
             tokens = char_tokens(step.result_chars)
             wall_s = between_s(step.input_s, step.output_s)
             tools = (replace(action_tool(step.action, wall_s), result_tokens=tokens),)
-        calls.append(Call(step.prompt_tokens, step.output_tokens, tools=tools))
+        calls.append(RecordedCall(step.prompt_tokens, step.output_tokens, tools=tools))
     return build_session(session_id, calls, agent="swe-agent")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from marsbench.core import Session
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.messages import chat_message
 from workloads.rows import Row, RowSource, read_rows, recognise
 from workloads.swe_agent.generation import is_swe_smith
@@ -36,12 +36,14 @@ class SweSmith:
         "tools.wall_s": "recorded: execution_time; assumed (message-list rows): median of the class",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         known = recognise(sample, lambda value: SWE_AGENT.matches(value) or self.matches(value))
         return known and is_swe_smith(sample)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is a published message list (``messages`` and ``instance_id``)."""
+        """Tell whether a decoded row is a published message list (``messages`` and
+        ``instance_id``).
+        """
         if not isinstance(value, dict) or "instance_id" not in value:
             return False
         found = value.get("messages")
@@ -59,7 +61,7 @@ class SweSmith:
 
 
 def message_list_session(row: Row, session_id: str, field: str, agent: str) -> Session:
-    """A session of one list of chat messages, written out or as JSON text."""
+    """Return the session of one list of chat messages, which is written out or given as JSON text."""
     messages = row.value[field]
     if isinstance(messages, str):
         try:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from marsbench.core import Session, SharedPrefix, ToolCall
-from marsbench.trace.importer import Sample
-from workloads.context import Call, build_session, group_prefix
+from marsbench.trace.importer import TraceSample
+from workloads.context import RecordedCall, build_session, group_prefix
 from workloads.messages import argument_command, char_tokens
 from workloads.rows import (
     Row,
@@ -32,7 +32,7 @@ _FIT_PAIRS = 30
 
 
 class TraceLab:
-    """Reads rows that stand together by session; two passes, one session in memory."""
+    """Reads rows that stand together by session, in two passes with one session in memory."""
 
     name = "tracelab"
     summary = "TraceLab round rows (JSONL): token counts and timed tool calls of real sessions"
@@ -54,11 +54,11 @@ class TraceLab:
         "shared_prefix": "assumed: shortest first prompt of provider and model less 128 tokens",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is of this format."""
+        """Tell whether a decoded row is of this format."""
         return has_keys(value, "session_id", "round_index", "input_tokens_total", "output_tokens")
 
     def read(self, path: Path) -> Iterator[Session]:
@@ -104,7 +104,9 @@ class _Group:
             _, self.per_result, self.framing = np.linalg.lstsq(factors, table[:, 0], rcond=None)[0]
 
     def resent_tokens(self, row: Row, following: Row) -> int | None:
-        """Estimated tokens of a rewritten output in the next prompt; None: verbatim."""
+        """Return the estimated tokens of a rewritten output in the next prompt, or None if it comes
+        back verbatim.
+        """
         if not self.rewritten:
             return None
         growth = following.integer("input_tokens_total") - row.integer("input_tokens_total")
@@ -113,7 +115,7 @@ class _Group:
 
 
 def _by_session(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows of one session after the other; a session that comes back is an error."""
+    """Yield the rows of one session after the other; a session that comes back is an error."""
     done: set[str] = set()
     current: list[Row] = []
     for row in rows:
@@ -156,12 +158,12 @@ def _session(rows: list[Row], group: _Group) -> Session:
     )
 
 
-def _call(row: Row, following: Row | None) -> Call:
+def _call(row: Row, following: Row | None) -> RecordedCall:
     prompt = row.integer("input_tokens_total")
     if prompt == 0:
         raise row.error("expected at least one prompt token", "input_tokens_total")
     cached = row.integer("prefix_tokens", 0)
-    return Call(
+    return RecordedCall(
         prompt_tokens=prompt,
         output_tokens=row.integer("output_tokens"),
         tools=tuple(_tool(tool) for tool in row.rows("tools")),
@@ -204,7 +206,7 @@ _INPUT_EVENTS = ("user_message", "tool_result")
 
 
 def _think_s(row: Row, following: Row | None) -> float:
-    """Idle seconds between the end of this call's tools and the next request."""
+    """Return the idle seconds between the end of this call's tools and the next request."""
     if following is None:
         return 0.0
     ends = [timestamp_s(tool.value.get("result_at")) for tool in row.rows("tools")]

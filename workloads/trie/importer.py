@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from marsbench.core import Session, ToolCall, Turn
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.rows import Row, RowSource, has_keys, read_rows, recognise
 
 _ARRAYS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
@@ -28,11 +28,11 @@ class Trie:
         "tools.result_tokens": "recorded",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is of this format."""
+        """Tell whether a decoded row is of this format."""
         return has_keys(value, "input_prompt_length", *_ARRAYS)
 
     def read(self, path: Path) -> Iterator[Session]:

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from marsbench.core import Session, SharedPrefix, ToolCall
-from marsbench.trace.importer import Sample
-from workloads.context import MID_CONVERSATION, Call, build_session
+from marsbench.trace.importer import TraceSample
+from workloads.context import MID_CONVERSATION, RecordedCall, build_session
 from workloads.rows import Row, RowSource, has_keys, read_rows, recognise
 
 LONGEST_TOOL_S = 600.0
@@ -50,11 +50,11 @@ class Weka:
         "and model (hashes are local to a trace), less what changes within the session",
     }
 
-    def sniff(self, sample: Sample) -> bool:
+    def sniff(self, sample: TraceSample) -> bool:
         return recognise(sample, self.matches)
 
     def matches(self, value: Any) -> bool:
-        """Whether a decoded row is of this format."""
+        """Tell whether a decoded row is of this format."""
         return has_keys(value, "id", "block_size", "hash_id_scope", "tool_tokens")
 
     def read(self, path: Path) -> Iterator[Session]:
@@ -80,11 +80,13 @@ def _is_subagent(entry: Row) -> bool:
 
 
 def _session(owner: Row, session_id: str, entries: list[Row]) -> Session:
-    """A trace or a sub-agent: both hold tool_tokens, system_tokens and requests."""
+    """Return the session of a trace or of a sub-agent; both hold tool_tokens, system_tokens and
+    requests.
+    """
     requests = [entry for entry in entries if not _is_subagent(entry)]
     gaps = _gaps_s(requests)
     block = owner.integer("block_size", 64)
-    calls: list[Call] = []
+    calls: list[RecordedCall] = []
     for index, request in enumerate(requests):
         call = _call(request, requests[index - 1] if index else None, block)
         if index:
@@ -105,7 +107,7 @@ def _session(owner: Row, session_id: str, entries: list[Row]) -> Session:
     )
 
 
-def _call(request: Row, before: Row | None, block: int) -> Call:
+def _call(request: Row, before: Row | None, block: int) -> RecordedCall:
     prompt = request.integer("in")
     if prompt == 0:
         raise request.error("expected at least one prompt token", "in")
@@ -114,11 +116,11 @@ def _call(request: Row, before: Row | None, block: int) -> Call:
         same = common_blocks(_runs(before), _runs(request))
         if same < before.integer("in") // block:
             unchanged = same * block
-    return Call(prompt, request.integer("out"), unchanged_tokens=unchanged)
+    return RecordedCall(prompt, request.integer("out"), unchanged_tokens=unchanged)
 
 
 def _gaps_s(requests: list[Row]) -> list[float]:
-    """Idle seconds before each request.
+    """Return the idle seconds before each request.
 
     NOTE: think_time contains the request's own api_time (the removed twin of a streamed request
     was left inside it), so that is taken off again. A request without api_time gets the median
@@ -142,8 +144,9 @@ def _has(entry: Row, field: str) -> bool:
     return entry.value.get(field) is not None
 
 
-def _with_gap(call: Call, following: Row, gap_s: float) -> Call:
-    """The idle time after a call: a tool's if tool results answer it, else a person's.
+def _with_gap(call: RecordedCall, following: Row, gap_s: float) -> RecordedCall:
+    """Add the idle time after a call: it is a tool's if tool results answer the call, else a
+    person's.
 
     A request that brings tool_use along re-sends a whole history: somebody resumed the session.
     """
@@ -155,7 +158,7 @@ def _with_gap(call: Call, following: Row, gap_s: float) -> Call:
     return replace(call, tools=(tool,), think_s=gap_s - wall_s)
 
 
-def _with_result_tokens(calls: list[Call], index: int) -> Call:
+def _with_result_tokens(calls: list[RecordedCall], index: int) -> RecordedCall:
     call = calls[index]
     if not call.tools or index + 1 == len(calls):
         return call
@@ -164,9 +167,9 @@ def _with_result_tokens(calls: list[Call], index: int) -> Call:
 
 
 def _with_children(
-    calls: list[Call], owner: Row, session_id: str, entries: list[Row]
-) -> list[Call]:
-    """Hangs each sub-agent on the last request before it; that turn then waits for it."""
+    calls: list[RecordedCall], owner: Row, session_id: str, entries: list[Row]
+) -> list[RecordedCall]:
+    """Hang each sub-agent on the last request before it; that turn then waits for it."""
     turn = -1
     for entry in entries:
         if not _is_subagent(entry):
@@ -183,8 +186,10 @@ def _with_children(
     return calls
 
 
-def _spawn(call: Call, child: Session, duration_s: float) -> Call:
-    """The gap loses the child's recorded duration, since the child runs again in a replay."""
+def _spawn(call: RecordedCall, child: Session, duration_s: float) -> RecordedCall:
+    """Return the turn with its sub-agent. Its gap loses the child's recorded duration, since the
+    child runs again in a replay.
+    """
     gap_s = call.think_s + sum(tool.wall_s for tool in call.tools)
     task = ToolCall(name="Task", tool_class="subagent", wall_s=0.0)
     return replace(
@@ -196,7 +201,7 @@ def _spawn(call: Call, child: Session, duration_s: float) -> Call:
 
 
 def _runs(request: Row) -> Runs:
-    """Hash ids of a request as runs of consecutive ids."""
+    """Return the hash ids of a request as runs of consecutive ids."""
     if _has(request, "hash_rle"):
         runs: Runs = []
         for item in request.items("hash_rle"):
@@ -227,7 +232,7 @@ def _whole(value: object) -> bool:
 
 
 def common_blocks(before: Runs, after: Runs) -> int:
-    """Leading hash ids two requests have in common."""
+    """Return how many leading hash ids two requests have in common."""
     same = 0
     for (start, length), (other, other_length) in zip(before, after, strict=False):
         if start != other:

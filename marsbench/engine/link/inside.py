@@ -26,7 +26,7 @@ TOLD = frozenset(
         Kind.KV_UNPIN,
     }
 )
-"""What the engine knows best."""
+"""Events that the control plane learns from the engine, which knows them best."""
 SILENCE_S = 3 * BEAT_S
 
 Sizes = tuple[int, int, int, int, int]
@@ -110,7 +110,7 @@ class InsideLink:
             outlet.send(EngineState(outlet.boot, outlet.seq, now_ps, *sizes()))
 
     def close(self) -> None:
-        """Close both sockets."""
+        """Close both sockets; the link cannot be used afterwards."""
         for end in (self._inlet, self._outlet):
             if end is not None:
                 end.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from marsbench.core import to_ps
+from marsbench.engine.life import SessionState
 from marsbench.engine.link.roster import STREAMED
 from marsbench.engine.link.sockets import Inlet, Outlet, RemoteClock
 from marsbench.engine.link.wire import (
@@ -21,7 +22,6 @@ from marsbench.engine.link.wire import (
     wire_event,
     wire_session,
 )
-from marsbench.engine.sessions import SessionState
 from marsbench.events import Event, Kind
 
 PUMP_S = STATE_S
@@ -31,7 +31,7 @@ SILENCE_S = 5.0
 
 
 class Ear(Protocol):
-    """Who takes in what the engine does: a live core."""
+    """Takes in what the scheduler says the engine does. A live core is one."""
 
     def idle(self) -> bool:
         """Nothing is in the engine."""
@@ -44,7 +44,7 @@ class Ear(Protocol):
         ...
 
     def engine_state(self, state: EngineState | None) -> None:
-        """KV cache and queues now; None: not known any more."""
+        """The KV cache and the queues are so now; None if they are not known any more."""
         ...
 
 
@@ -105,7 +105,7 @@ class OutsideLink:
         self.beat()
 
     def event(self, event: Event) -> None:
-        """Tell the scheduler, if it is something it cannot know."""
+        """Tell the scheduler of an event, if it is one that it cannot know of by itself."""
         if event.kind not in STREAMED:
             return
         session = event.session
@@ -117,7 +117,7 @@ class OutsideLink:
         self._outlet.send(Batch(self._outlet.boot, self._outlet.seq, (wire,)))
 
     def beat(self) -> None:
-        """Send all unfinished sessions."""
+        """Send a beat: all sessions that are not finished."""
         self._beat_ps = self._now_ps()
         sessions = tuple(wire_session(self._states[k], self.name(k)) for k in self._alive)
         outlet = self._outlet
@@ -133,13 +133,13 @@ class OutsideLink:
         self._listen_for_silence(now_ps)
 
     async def keep_up(self) -> None:
-        """Pump until cancelled."""
+        """Pump again and again until the task is cancelled."""
         while True:
             self.pump()
             await asyncio.sleep(PUMP_S)
 
     def report(self) -> dict[str, Any]:
-        """For the cell's entry."""
+        """What the cell's entry in ``summary.json`` says of the link."""
         return {
             "engine_events": self.heard,
             "lost_messages": self._inlet.lost - self._lost_before,

@@ -37,25 +37,25 @@ STREAMED = frozenset(
 
 @dataclass(slots=True)
 class Known:
-    """A session of the roster."""
+    """What the roster knows of one session."""
 
     index: int
     name: str
     arrival_s: float
     arrived: bool = False
-    """Policies have heard of it."""
+    """Whether the policies have heard of the session."""
     num_ready: int = 0
     num_submitted: int = 0
     num_requests: int = 0
-    """Turns that came as requests."""
+    """How many of its turns came as requests."""
     listed: bool = False
-    """Was in a beat: once it is in none, it is over."""
+    """Whether a beat has named it: such a session is over once a beat does not."""
     calls: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Running tool calls: index within the turn -> name and class."""
+    """The tool calls that run: index within the turn -> name and class."""
 
 
 class Roster:
-    """Numbers sessions and tells policies of them."""
+    """Gives sessions their numbers and tells the policies what happens to them."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class Roster:
         return True
 
     def _beat(self, beat: Beat) -> None:
-        """Begin what was missed, end what is over."""
+        """Begin the sessions whose start was missed, and end those that are over."""
         now_ps = self._now_ps()
         present: set[str] = set()
         for session in sorted(beat.sessions, key=lambda s: s.session):

@@ -1,6 +1,6 @@
 """Messages between a control plane and a scheduler: msgpack arrays under a versioned topic.
 
-A run's driver and a gateway (``marsbench.gateway.stream``) send the same ``Batch`` and ``Beat``, so a
+A run's driver and a gateway (``marsbench.gateway.monitoring.publisher``) send the same ``Batch`` and ``Beat``, so a
 scheduler can listen to either. ``EngineState`` goes the other way. Nothing here carries prompts or
 replies.
 """

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from marsbench.core import PS_PER_S
 from marsbench.engine.base import EngineConfig, Request
 from marsbench.engine.fit import Counts, Sample
-from marsbench.engine.live.client import Client, Completion, CompletionRequest
-from marsbench.engine.live.metrics import parse_metrics
+from marsbench.engine.live.client import Client, Completion
 from marsbench.engine.live.prompts import Prompts, Vocabulary
+from marsbench.engine.live.request import CompletionRequest
 from marsbench.errors import EngineError
 
 DECODE_TOKENS = 64
@@ -41,7 +41,7 @@ KV_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured."""
+    """The probes that a calibration sends, and how often each of them."""
 
     prefills: tuple[tuple[int, int], ...]
     """(context, new tokens) of each prefill probe; contexts are cached first."""
@@ -51,7 +51,9 @@ class Plan:
 
 
 def plan(config: EngineConfig, *, most_tokens: int = 16_384, repeats: int = 3) -> Plan:
-    """Probes that fit the engine: sizes grow by powers, up to its KV cache and model length."""
+    """Return the probes that fit an engine: sizes grow by powers up to its KV cache and model
+    length.
+    """
     kv_tokens = int(KV_SHARE * config.num_blocks * config.block_size)
     most = min(most_tokens, config.max_model_len - _output_tokens(1), kv_tokens)
     if most < 16 * config.block_size:
@@ -80,12 +82,14 @@ def plan(config: EngineConfig, *, most_tokens: int = 16_384, repeats: int = 3) -
 
 
 def _output_tokens(batch: int) -> int:
-    """Long enough that nearly all of it decodes in the full batch."""
+    """Return how many tokens to ask for, so that nearly all of them are decoded in the full batch."""
     return min(DECODE_TOKENS + STAGGER_TOKENS * batch, MOST_DECODE_TOKENS)
 
 
 def steps_of_prefill(context: int, new: int, chunk: int) -> tuple[Counts, ...]:
-    """Counts of each step that computes ``new`` tokens behind ``context`` alone in the engine."""
+    """Return the counts of each step that computes ``new`` tokens behind a context of ``context``
+    tokens, with nothing else in the engine.
+    """
     steps: list[Counts] = []
     start, end = context, context + new
     while start < end:
@@ -122,7 +126,7 @@ async def measure(
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    """Repetitions as one sample: all their steps in all their time."""
+    """Join the repetitions of a probe into one sample: all their steps, in all the time they took."""
     return Sample(
         samples[0].kind,
         tuple(step for sample in samples for step in sample.steps),
@@ -133,7 +137,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
 
 
 def _told(found: Sequence[Completion], context: int) -> Sample | None:
-    """The steps of all outputs by the server's own times; None if it tells none."""
+    """Return the steps of all outputs by the server's own times, or None if it tells no times."""
     seconds = [done.decode_s for done in found if done.decode_s]
     if len(seconds) < len(found):
         return None
@@ -144,7 +148,9 @@ def _told(found: Sequence[Completion], context: int) -> Sample | None:
 
 
 def _window(found: Sequence[Completion], context: int) -> Sample | None:
-    """The steps from when the last sequence started until the first ended; None if too few."""
+    """Return the steps between the start of the last sequence and the end of the first, or None if
+    they are too few.
+    """
     began_ps = max(done.first_ps for done in found)
     ended_ps = min(done.token_ps[-1] for done in found)
     last = max(found, key=lambda done: done.first_ps)
@@ -167,7 +173,7 @@ class _Prober:
         self._session = 0
 
     async def prefill(self, context: int, new: int) -> Sample:
-        """One prefill alone in the engine."""
+        """Measure one prefill with nothing else in the engine."""
         prompt = self._fresh(context + new)
         if context:
             await self._ask(prompt[:context], 1)
@@ -182,7 +188,8 @@ class _Prober:
         return Sample("prefill", steps, seconds, 1, ((len(prompt), around_s),))
 
     async def decode(self, batch: int, context: int) -> Sample:
-        """Steps in which ``batch`` sequences of ``context`` tokens and more decode together.
+        """Measure steps in which ``batch`` sequences of at least ``context`` tokens decode
+        together.
 
         A busy server or client joins the tokens of several steps into one message; where the server
         tells no times and too few messages are left to take them from, longer outputs are tried.
@@ -235,9 +242,8 @@ class _Prober:
 
 
 async def with_sizes_of(client: Client, config: EngineConfig) -> EngineConfig:
-    """The flags with the KV blocks that the server says it has, where it says so."""
-    async with client.http.get(f"{client.url}/metrics") as reply:
-        told = parse_metrics(await reply.read()) if reply.status == 200 else None
+    """Return the flags with the number of KV blocks that the server reports, if it reports one."""
+    told = await client.metrics()
     if told is None or not told.num_blocks:
         return config
     return dataclasses.replace(config, num_blocks=told.num_blocks, block_size=told.block_size)

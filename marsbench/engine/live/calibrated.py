@@ -13,8 +13,43 @@ import yaml
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import TurnCost
 from marsbench.engine.fit import Fit, Sample
-from marsbench.engine.profile import PS_PER_US, Profile, load_profile
-from marsbench.errors import ResultsError
+from marsbench.engine.hardware import PS_PER_US, Model
+from marsbench.engine.live.options import LiveOptions
+from marsbench.engine.live.tiny_model import tiny_layers, tiny_misfit
+from marsbench.engine.profile import Profile, load_profile
+from marsbench.errors import ConfigError, ResultsError
+
+FIT_MEDIAN, FIT_P95 = 0.10, 0.40
+"""Relative errors beyond which a fit is doubtful: on an idle machine it has 1-5 % and 4-21 %."""
+
+
+def fit_warning(found: Fit) -> str | None:
+    """Return one line if the fitted step times miss the measured ones by more than a good fit does,
+    else None.
+    """
+    median, p95 = found.error(50), found.error(95)
+    if median <= FIT_MEDIAN and p95 <= FIT_P95:
+        return None
+    return (
+        f"the fit misses the measured times by {median:.0%} (median) and {p95:.0%} (95th percentile), "
+        f"beyond {FIT_MEDIAN:.0%} and {FIT_P95:.0%}: the machine was busy, or these terms do not "
+        "describe the server; repeat it, with more --repeats"
+    )
+
+
+def started_model(base: Profile, options: LiveOptions) -> Model | None:
+    """Return the shape of the model that is measured, as far as it is known: the tiny model's if
+    that was started.
+
+    ConfigError if the tiny model is started for a profile of another one.
+    """
+    if base.model is None or options.url or options.model:
+        return base.model
+    layers = tiny_layers(options.layers, base.model)
+    model = base.model.model_copy(update={"layers": layers})
+    if (misfit := tiny_misfit(layers, model)) is not None:
+        raise ConfigError(f"calibrate: {misfit}")
+    return model
 
 
 def profile_of(
@@ -24,13 +59,17 @@ def profile_of(
     samples: Sequence[Sample],
     *,
     turn: TurnCost,
+    model: Model | None,
+    others: float | None,
     name: str,
     measured_on: str,
     date: dt.date,
 ) -> dict[str, Any]:
-    """Content of a profile file. ``base`` lends the shape of the model, if it has one.
+    """Return the content of a profile file for a fit. ``base`` lends its flags, ``model`` is the
+    shape that was measured.
 
-    ``measured_on`` says what was measured: the command line or address of the server.
+    ``measured_on`` says what was measured: the command line or address of the server; ``others`` what
+    share of the client's machine other programs used meanwhile.
     """
     counts = {kind: sum(s.kind == kind for s in samples) for kind in ("prefill", "decode")}
     source = (
@@ -38,9 +77,9 @@ def profile_of(
         f"({platform.machine()}): {counts['prefill']} prefill and {counts['decode']} decode probes; "
         f"relative error of the fit: median {found.error(50):.1%}, 95th percentile "
         f"{found.error(95):.1%}; {found.delay_s * 1e3:.2f} ms of each time to a first token are no "
-        f"step's and are in `turn`. Of this one machine. Server: {_without_folders(measured_on)}"
+        f"step's and are in `turn`. {_load(others)}Of this one machine. Server: {_without_folders(measured_on)}"
     )
-    model = {} if base.model is None else {"model": base.model.model_dump(exclude_defaults=True)}
+    shape = {} if model is None else {"model": model.model_dump(exclude_defaults=True)}
     around = (
         "the same prefill probes, one at a time: the client's time to a first token less the server's "
         "own from first schedule, and what of that no step explains"
@@ -50,12 +89,14 @@ def profile_of(
         "turn": around,
         "engine": f"flags of the measured server, as {base.name}'s",
     }
-    if base.model is not None:
+    if model is not None:
         sources["model"] = base.sources["model"]
+        if model != base.model:
+            sources["model"] += f"; here with {model.layers} layers, as it was started"
     return {
         "name": name,
         "summary": f"{base.summary}; step times fitted to a running engine",
-        **model,
+        **shape,
         "coefficients": found.cost.to_dict(),
         "turn": {
             "fixed_us": turn.fixed_ps / PS_PER_US,
@@ -73,8 +114,17 @@ def profile_of(
     }
 
 
+def _load(others: float | None) -> str:
+    """Say in a sentence what else kept the machine busy during the measurement."""
+    if others is None:
+        return ""
+    return f"Other programs used {others:.0%} of the machine's cores meanwhile. "
+
+
 def _without_folders(command: str) -> str:
-    """A command line with the names of files alone: folders say nothing to another machine."""
+    """Return a command line without its folders, which say nothing to another machine; names of
+    files stay.
+    """
     words = command.split()
     return " ".join(Path(word).name if word.startswith("/") else word for word in words)
 

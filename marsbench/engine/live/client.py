@@ -7,7 +7,7 @@ went wrong stays in its record, and the caller's clock keeps running.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self
@@ -16,35 +16,22 @@ import aiohttp
 import msgspec
 
 from marsbench.engine.live.clock import Clock
+from marsbench.engine.live.kinds.base import ServerKind
+from marsbench.engine.live.kinds.vllm import Vllm
+from marsbench.engine.live.metrics import ServerMetrics, parse_metrics
+from marsbench.engine.live.request import CompletionRequest
 from marsbench.errors import EngineError
 
 DONE = b"[DONE]"
+POLL_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 3.0
 """Shorter than the 5 s after which uvicorn closes an idle connection, so that no request is sent
 into a connection that is being closed."""
-Hint = str | int | float | list[str] | list[int] | list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """What a kind of server understands beyond the OpenAI API."""
-
-    name: str
-    exact_lengths: bool
-    """Takes ``ignore_eos``, which makes every output as long as ``max_tokens`` says."""
-    returns_ids: bool
-    """Takes ``return_token_ids``."""
-    session_fields: bool
-    """Takes ``session_id``, ``priority`` and ``vllm_xargs``."""
-
-
-VLLM = Dialect("vllm", exact_lengths=True, returns_ids=True, session_fields=True)
-OPENAI = Dialect("openai", exact_lengths=False, returns_ids=False, session_fields=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait, and how often to try again."""
+    """How long a client waits for a server, and how often it tries again."""
 
     connect_s: float = 10.0
     idle_s: float = 300.0
@@ -57,24 +44,14 @@ class Patience:
     retry_statuses: frozenset[int] = frozenset({429, 502, 503})
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """One turn as a server gets it."""
-
-    prompt: list[int]
-    output_tokens: int
-    session_id: str = ""
-    priority: int = 0
-    hints: Mapping[str, Hint] = field(default_factory=dict)
-    """Sent as ``vllm_xargs``: what a scheduler plug-in may know about the turn."""
-
-
 @dataclass(slots=True)
 class Completion:
-    """What came back. Times in picoseconds on the client's clock; -1 = did not happen."""
+    """What a server answered to one request. Times are picoseconds on the client's clock; -1 means
+    that it did not happen.
+    """
 
     asked_tokens: int = 0
-    """Output tokens asked for."""
+    """How many output tokens the request asked for."""
     sent_ps: int = -1
     """When the last byte of the (last) try was handed to the socket."""
     first_ps: int = -1
@@ -87,11 +64,11 @@ class Completion:
     output_tokens: int = 0
     cached_tokens: int | None = None
     queue_s: float | None = None
-    """Server: submission to first schedule."""
+    """Time from submission to first schedule, as the server measured it."""
     prefill_s: float | None = None
-    """Server: first schedule to first token."""
+    """Time from first schedule to first token, as the server measured it."""
     decode_s: float | None = None
-    """Server: first to last token."""
+    """Time from first to last token, as the server measured it."""
     tries: int = 0
     status: str = "ok"
     """ok | error | timeout | disconnect"""
@@ -100,7 +77,7 @@ class Completion:
 
     @property
     def ok(self) -> bool:
-        """Whether it was answered to the end."""
+        """Whether the request was answered to the end."""
         return self.status == "ok"
 
 
@@ -143,7 +120,7 @@ class _TryFailedError(Exception):
 
 
 class Client:
-    """One server. Use as an asynchronous context manager, in one event loop."""
+    """A connection to one server. Use it as an asynchronous context manager, in one event loop."""
 
     def __init__(
         self,
@@ -151,14 +128,14 @@ class Client:
         model: str,
         *,
         clock: Clock,
-        dialect: Dialect = VLLM,
+        kind: ServerKind | None = None,
         patience: Patience | None = None,
         api_key: str = "",
     ) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self.clock = clock
-        self.dialect = dialect
+        self.kind = kind or Vllm()
         self.patience = patience or Patience()
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._chunks = msgspec.json.Decoder(_Chunk)
@@ -187,7 +164,7 @@ class Client:
 
     @property
     def http(self) -> aiohttp.ClientSession:
-        """The open session."""
+        """The HTTP session, which is open inside the context."""
         if self._session is None:
             raise EngineError("the client is used outside its `async with` block")
         return self._session
@@ -216,6 +193,20 @@ class Client:
         done.end_ps = done.token_ps[-1] if done.ok and done.token_ps else self.clock.now_ps()
         return done
 
+    async def metrics(self) -> ServerMetrics | None:
+        """Return what the server's ``/metrics`` page says now, or None if it has none or does not
+        answer.
+        """
+        names = self.kind.metrics
+        if names is None:
+            return None
+        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
+        try:
+            async with self.http.get(f"{self.url}/metrics", timeout=timeout) as reply:
+                return parse_metrics(await reply.read(), names) if reply.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
     async def _tries(
         self, body: bytes, done: Completion, on_first: Callable[[int], None] | None
     ) -> None:
@@ -239,27 +230,15 @@ class Client:
                 return
 
     def _body(self, request: CompletionRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {
+        return {
             "model": self.model,
             "prompt": request.prompt,
             "max_tokens": request.output_tokens,
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self.kind.fields(request),
         }
-        if self.dialect.exact_lengths:
-            # min_tokens would do the same, by masking logits in every step: that costs time.
-            body["ignore_eos"] = True
-        if self.dialect.returns_ids:
-            body["return_token_ids"] = True
-        if self.dialect.session_fields:
-            if request.session_id:
-                body["session_id"] = request.session_id
-            if request.priority:
-                body["priority"] = request.priority
-            if request.hints:
-                body["vllm_xargs"] = dict(request.hints)
-        return body
 
     async def _sent(self, _session: object, context: SimpleNamespace, _params: object) -> None:
         done = context.trace_request_ctx
@@ -269,7 +248,7 @@ class Client:
     async def _stream(
         self, body: bytes, done: Completion, on_first: Callable[[int], None] | None
     ) -> None:
-        """One try."""
+        """Send a request once and read its answer; ``complete`` decides about a second try."""
         try:
             async with self.http.post(
                 f"{self.url}/v1/completions",
@@ -309,7 +288,7 @@ class Client:
         done: Completion,
         on_first: Callable[[int], None] | None,
     ) -> bool:
-        """Read server-sent events; whether the stream came to its regular end.
+        """Read server-sent events, and return whether the stream came to its regular end.
 
         The time of a token is when the first bytes of its event came, before they are parsed: the
         first event can carry the whole prompt back.

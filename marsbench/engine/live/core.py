@@ -26,36 +26,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
 
-import aiohttp
-
-from marsbench.core import PS_PER_S, to_ps
-from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
-from marsbench.engine.cost import StepCost
+from marsbench.core import PS_PER_S, HostView, to_ps
+from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request, StepTrace
 from marsbench.engine.link.wire import EngineState
-from marsbench.engine.live.client import Client, Completion, CompletionRequest, Hint
-from marsbench.engine.live.metrics import ServerMetrics, parse_metrics
+from marsbench.engine.live.client import Client, Completion
+from marsbench.engine.live.metrics import ServerMetrics
 from marsbench.engine.live.prompts import Prompts
+from marsbench.engine.live.request import CompletionRequest, Hint
 from marsbench.errors import EngineError
 from marsbench.events import Kind
 from marsbench.scheduler.base import EngineView, TurnView
-from marsbench.system import Policies
 
 UNKNOWN = -1
 POLL_S = 0.5
-POLL_TIMEOUT_S = 5.0
-
-Hints = Callable[[Request], Mapping[str, Hint]]
-"""What a scheduler inside the server may know about a turn (sent as ``vllm_xargs``)."""
-
-
-class LiveListener(CoreListener, Protocol):
-    """The listener of a live core also hears of turns that failed."""
-
-    def on_failed(self, request: Request, at_ps: int, completion: Completion) -> None:
-        """The turn will not finish: the server refused it, broke off, or was silent too long."""
-        ...
+STALL_S = 5.0
+"""A server that is asked twice a second and neither answers nor sends a token for so long, with
+turns to run, has stalled."""
 
 
 class OpenTurn:
@@ -75,29 +63,32 @@ class OpenTurn:
         self.scheduled = False
         """The engine has told of its first step."""
         self.told_ps = sent_ps
-        """Time of the last thing it told."""
+        """The time of the last thing that the engine told of the turn."""
         self.preempted = False
         self._block_size = block_size
 
     @property
     def generated_tokens(self) -> int:
-        """Output tokens that have arrived."""
+        """How many output tokens have arrived."""
         return len(self.completion.token_ps)
 
     @property
     def computed_tokens(self) -> int:
-        """Prompt and output once tokens arrive; before, a client cannot know."""
+        """Tokens of prompt and output, once output arrives; before that a client cannot know, so 0."""
         generated = self.generated_tokens
         return self.prompt_tokens + generated - 1 if generated else 0
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of what is computed."""
+        """KV blocks that the computed tokens fill."""
         return -(-self.computed_tokens // self._block_size)
 
 
 class LiveView:
     """The server as polling shows it (``scheduler.base.EngineView``)."""
+
+    host: HostView | None = None
+    """No server tells what its host memory holds."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.block_size = config.block_size
@@ -111,17 +102,17 @@ class LiveView:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the KV cache, from the same source as those that are free."""
+        """Blocks of the KV cache, from the same page as the number of free ones."""
         return self.told.num_blocks if self.told is not None else self.polled_blocks
 
     @property
     def pinned_blocks(self) -> int:
-        """Known only where the scheduler tells."""
+        """Blocks held by retention alone. Only a scheduler inside the server can tell; otherwise 0."""
         return self.told.pinned_blocks if self.told is not None else 0
 
     @property
     def free_blocks(self) -> int:
-        """Unreferenced blocks when last told or asked."""
+        """Unreferenced blocks, as of when the scheduler last told or the metrics were last read."""
         if self.told is not None:
             return self.told.free_blocks
         if self.polled is not None:
@@ -136,7 +127,7 @@ class LiveView:
 
     @property
     def waiting(self) -> Sequence[TurnView]:
-        """As many as the server says, the latest of those without a token."""
+        """Turns that wait: as many as the server says, the latest of those that have no token yet."""
         source = self.polled if self.told is None else self.told
         if source is None or not source.waiting:
             return []
@@ -144,65 +135,63 @@ class LiveView:
         return silent[-source.waiting :]
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Only an engine could say."""
+        """Raise EngineError: a live server does not tell what its cache holds of a waiting turn."""
         raise EngineError("a live server does not tell what a waiting turn would find cached")
 
 
 class LiveCore:
     """Sends turns to a server. An ``engine.base.EngineCore`` without ``advance``: time passes by
-    itself. ``connect`` comes before the first turn; both inside a running event loop.
+    itself. Lives inside a running event loop.
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        cost: StepCost | None,
-        policies: Policies,
-        listener: LiveListener,
+        listener: CoreListener,
+        client: Client,
+        *,
+        prompts: Prompts,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """The constructor of all cores. ``cost`` and ``policies`` are for engines that run here;
-        a server's steps take the time they take, and its policies are its own.
-        """
+        """``wake`` is called after every answer; ``listener`` or ``failed`` knows of it by then."""
         self.config = config
         self._server = LiveView(config)
         self.view: EngineView = self._server
         self.stats = CoreStats(steps=UNKNOWN, evicted_blocks=UNKNOWN, preemptions=UNKNOWN)
+        self.trace: StepTrace | None = None
         self.completions: list[tuple[Request, Completion]] = []
         """Every turn with its answer, in order of end."""
-        self._listener = listener
-        self._sequence = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._before: ServerMetrics | None = None
-        self._accounted_ps = 0
+        self.failed: list[tuple[Request, Completion]] = []
+        """Turns that will not finish and that the driver has not taken up."""
         self.broken: BaseException | None = None
         """What made a turn's task fail; the run stops with it."""
         self.gathered = ServerMetrics()
         """Counters of the server since ``open``, as of the last poll."""
-
-    def connect(
-        self,
-        client: Client,
-        *,
-        prompts: Prompts,
-        wake: Callable[[], None],
-        hints: Hints | None = None,
-    ) -> None:
-        """Where turns go. ``wake`` is called after every answer (the listener knows by then)."""
+        self._listener = listener
         self._client = client
         self._prompts = prompts
         self._wake = wake
-        self._hints = hints
+        self._sequence = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._before: ServerMetrics | None = None
+        self._accounted_ps = 0
+        self._heard_ps = 0
+        """When the server last gave a sign of life."""
+        self.stalls_s: list[float] = []
+        """How long each time it gave none while turns were open, seconds."""
 
     # ---- EngineCore
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """As in the virtual engines; the server's own sizes once it has told them."""
-        blocks = -(-(prompt_tokens + output_tokens - 1) // self._server.block_size)
-        fits_model = prompt_tokens + output_tokens <= self.config.max_model_len
-        return fits_model and blocks <= self._server.num_blocks
+        """Tell whether a turn of this size can ever run, by the server's own sizes once it has told
+        them.
+        """
+        server = self._server
+        sizes = replace(self.config, num_blocks=server.num_blocks, block_size=server.block_size)
+        return sizes.fits(prompt_tokens, output_tokens)
 
     def submit(self, request: Request) -> None:
-        """Send a turn."""
+        """Send a turn to the server."""
         now_ps = self._client.clock.now_ps()
         self._account(now_ps)
         turn = OpenTurn(request, self._sequence, now_ps, self._server.block_size)
@@ -214,23 +203,27 @@ class LiveCore:
         task.add_done_callback(self._ended)
 
     def advance(self, now_ps: int, limit_ps: int) -> int:
-        """Time passes by itself here: the virtual-time loop cannot drive a server."""
+        """Raise an error: time passes by itself here, and the virtual-time loop cannot drive a
+        server.
+        """
         raise EngineError("a live server runs on the wall clock; use marsbench.engine.live")
 
     def session_ended(self, session: int) -> None:
-        """Drop its context."""
+        """Drop the context of a session that has ended."""
         self._prompts.forget(session)
 
     def cached_blocks(self) -> int:
-        """Not told by any server."""
+        """Return -1, which stands for unknown: no server tells how many of its free blocks have
+        reusable content.
+        """
         return UNKNOWN
 
     def idle(self) -> bool:
-        """Nothing is open."""
+        """Tell whether no turn is open."""
         return not self._server.open
 
     def check_integrity(self) -> None:
-        """Every turn that was sent has ended."""
+        """Assert that every turn that was sent has ended."""
         assert self.idle(), "turns are still open"
         assert len(self.completions) == self._sequence, "turns were lost"
 
@@ -266,7 +259,7 @@ class LiveCore:
             listener.on_resumed(found.request, at_ps, args[0], args[1])
 
     def engine_state(self, state: EngineState | None) -> None:
-        """KV cache and queues now."""
+        """Take in how the KV cache and the queues are now; None if that is not known any more."""
         self._account(self._client.clock.now_ps())
         self._server.told = state
 
@@ -286,20 +279,14 @@ class LiveCore:
             self._server.block_size = self._before.block_size
 
     def begin(self) -> None:
-        """The run starts now: the clock has just been set to zero."""
-        self._accounted_ps = 0
+        """Note that the run starts now; the clock has just been set to zero."""
+        self._accounted_ps = self._heard_ps = 0
 
     async def poll(self) -> ServerMetrics | None:
-        """Read ``/metrics`` now; None if the server has none or does not answer."""
-        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
-        try:
-            async with self._client.http.get(
-                f"{self._client.url}/metrics", timeout=timeout
-            ) as reply:
-                polled = parse_metrics(await reply.read()) if reply.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError):
-            return None
+        """Read ``/metrics`` now. Returns None if the server has no such page or does not answer."""
+        polled = await self._client.metrics()
         if polled is not None:
+            self._hear(self._client.clock.now_ps())
             self._account(self._client.clock.now_ps())
             self._server.polled = polled
             if self._before is not None:
@@ -308,14 +295,23 @@ class LiveCore:
                 self.stats.preemptions = self.gathered.preemptions
         return polled
 
+    def _hear(self, now_ps: int) -> None:
+        """Note that the server is alive. If it was silent for long, that was a stall, which is
+        kept.
+        """
+        silent_s = (now_ps - self._heard_ps) / PS_PER_S
+        if silent_s > STALL_S and self._server.open and self._before is not None:
+            self.stalls_s.append(silent_s)
+        self._heard_ps = now_ps
+
     async def keep_polling(self) -> None:
-        """Poll until cancelled, if the server has metrics at all (see ``open``)."""
+        """Read the metrics again and again until cancelled, if the server has any (see ``open``)."""
         while self._before is not None:
             await self.poll()
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
-        """Break off what is still open."""
+        """Break off the requests that are still open."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -329,17 +325,21 @@ class LiveCore:
             output_tokens=request.output_tokens,
             session_id=f"{self._prompts.salt}/{request.session}",
             priority=request.priority,
-            hints=self._hints(request) if self._hints is not None else {},
+            hints=hints_of(request),
         )
         await self._client.complete(
             sent,
-            on_first=lambda at: self._listener.on_first_token(request, at),
+            on_first=lambda at: self._first_token(request, at),
             into=turn.completion,
         )
         self._account(self._client.clock.now_ps())
         del self._server.open[turn.sequence]
         self._finish(turn)
         self._wake()
+
+    def _first_token(self, request: Request, at_ps: int) -> None:
+        self._hear(at_ps)
+        self._listener.on_first_token(request, at_ps)
 
     def _finish(self, turn: OpenTurn) -> None:
         request, done = turn.request, turn.completion
@@ -348,7 +348,7 @@ class LiveCore:
             if done.ok:
                 done.status = "error"
                 done.problems.append("the server answered without a single token")
-            self._listener.on_failed(request, done.end_ps, done)
+            self.failed.append((request, done))
             return
         self._prompts.answered(request, done.token_ids)
         cached = min(done.cached_tokens or 0, request.prompt_tokens)
@@ -377,10 +377,24 @@ class LiveCore:
             self._wake()
 
     def _account(self, now_ps: int) -> None:
-        """Integrate busy time and held blocks up to now."""
+        """Integrate busy time and referenced blocks up to now."""
         span_ps = now_ps - self._accounted_ps
         if self._server.open:
             self.stats.busy_ps += span_ps
         held = self._server.num_blocks - self._server.free_blocks
         self.stats.referenced_block_ps += held * span_ps
         self._accounted_ps = now_ps
+
+
+def hints_of(request: Request) -> Mapping[str, Hint]:
+    """Return what a scheduler inside the server may know of a turn, under the names that the
+    gateway uses, too. The tools and whether this was the session's last turn are meant for the
+    turn's end, when the server of an agent could read them in the output.
+    """
+    return {
+        "marsbench_session": request.session,
+        "marsbench_turn": request.turn_index,
+        "marsbench_arrival_s": request.session_arrival_ps / PS_PER_S,
+        "marsbench_tools": list(request.tool_names),
+        "marsbench_last": int(request.is_last),
+    }

@@ -30,7 +30,7 @@ CHUNK = "text_completion"
 
 @dataclass(slots=True)
 class Behaviour:
-    """What the server does."""
+    """How a fake server behaves: its sizes, its speed and its faults."""
 
     ttft_s: float = 0.0
     prefill_s_per_token: float = 0.0
@@ -53,7 +53,7 @@ class Behaviour:
 
 
 class FakeServer:
-    """The state of one server."""
+    """A server that answers as vLLM does, with invented tokens after modelled times."""
 
     def __init__(self, behaviour: Behaviour | None = None, *, model: str = "fake") -> None:
         self.behaviour = behaviour or Behaviour()
@@ -72,7 +72,7 @@ class FakeServer:
         self._numbers = itertools.count()
 
     def app(self) -> web.Application:
-        """The web application."""
+        """Return the web application with all routes."""
         app = web.Application(client_max_size=1 << 28)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
@@ -206,7 +206,7 @@ class FakeServer:
                 await asyncio.sleep(max(0.0, due_s - loop.time()))
 
     def _prefill_s(self, prompt_tokens: int, cached: int) -> float:
-        """Time from the first schedule to the first token."""
+        """Return the seconds from the first schedule of a prompt to its first token."""
         cost, chunk = self.behaviour.cost, self.behaviour.max_num_batched_tokens
         if cost is None:
             return self.behaviour.prefill_s_per_token * (prompt_tokens - cached)
@@ -217,20 +217,22 @@ class FakeServer:
         return to_s(total_ps)
 
     def _decode_s(self) -> float:
-        """Time of a step that decodes all that decode now."""
+        """Return the seconds of a step in which all running sequences decode."""
         cost, contexts = self.behaviour.cost, self._decoding.values()
         if cost is None:
             return self.behaviour.itl_s
         return to_s(cost.step_ps(len(contexts), sum(contexts), sum(contexts), len(contexts)))
 
     def _output(self, prompt: list[int], count: int) -> list[int]:
-        """Invented, but always the same for the same prompt."""
+        """Return invented tokens, always the same ones for the same prompt."""
         seed = hash((len(prompt), *prompt[-8:]))
         size = self.behaviour.vocabulary
         return [(seed + 7919 * index) % size for index in range(count)]
 
     def _lookup(self, prompt: list[int]) -> int:
-        """Cached leading tokens in whole blocks; the last token is always computed, as in vLLM."""
+        """Return the number of cached leading tokens in whole blocks. The last token is always
+        computed, as in vLLM.
+        """
         cached = 0
         size = self.behaviour.block_size
         for key in self._keys(prompt):
@@ -251,7 +253,7 @@ class FakeServer:
             self._cache.popitem(last=False)
 
     def _keys(self, tokens: list[int]) -> list[int]:
-        """A hash of each full block and all before it."""
+        """Return a hash for each full block that stands for it and all blocks before it."""
         size = self.behaviour.block_size
         keys: list[int] = []
         parent = 0
@@ -266,7 +268,7 @@ async def _send(reply: web.StreamResponse, chunk: dict[str, Any]) -> None:
 
 
 def _break(request: web.Request) -> None:
-    """Cut the connection without the end of the stream."""
+    """Cut the connection without the regular end of the stream."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -279,7 +281,7 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
 
 @asynccontextmanager
 async def serving(server: FakeServer, *, port: int = 0) -> AsyncIterator[str]:
-    """The server in this event loop; gives its address."""
+    """Run a fake server in this event loop and give its address."""
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:

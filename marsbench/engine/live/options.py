@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,13 @@ class LiveOptions:
     URL what the server serves first, else a tiny model with random weights."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key, if the server wants one."""
-    python: str = sys.executable
-    """Interpreter of an environment with vLLM."""
+    python: str = ""
+    """Interpreter of an environment that has the server; empty: found (``engine.interpreters``)."""
     device: str = "auto"
     """auto | cpu | gpu"""
     random_weights: bool = False
-    layers: int = 2
-    """Of the tiny model, where that is started. On a CPU two make steps of some 2 ms, most of them
+    layers: int = 0
+    """Of the tiny model, where that is started; 0: as many as the profile's model has. On a CPU two make steps of some 2 ms, most of them
     spent outside the model; 24 make steps of 9 ms and more, nearly all of them in it."""
     stream_interval: int = 16
     """Tokens in one message of vLLM (the first comes at once, the last ones with the end): one
@@ -57,18 +56,20 @@ class LiveOptions:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Ids that prompts are made of."""
+        """The token ids that prompts are made of."""
         return Vocabulary(self.token_low, self.token_high)
 
     def on_cpu(self) -> bool:
-        """Whether vLLM is to run on the CPU: asked for, or there is no GPU device file."""
+        """Whether vLLM is to run on the CPU, either because the user asked for it or because there
+        is no GPU device file.
+        """
         if self.device == "auto":
             return not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists())
         return self.device == "cpu"
 
 
 def split_options(params: Mapping[str, Value]) -> tuple[LiveOptions, dict[str, Value]]:
-    """The options among ``engine.params``, and the rest, which are engine flags.
+    """Split ``engine.params`` into the options of the server and the rest, which are engine flags.
 
     Raises ConfigError for a name that is neither, or a value of the wrong type.
     """
@@ -85,9 +86,11 @@ def split_options(params: Mapping[str, Value]) -> tuple[LiveOptions, dict[str, V
     options = LiveOptions(**given)  # type: ignore[arg-type]  # checked one by one
     if options.device not in {"auto", "cpu", "gpu"}:
         raise ConfigError(f"engine.params.device: {options.device!r}; use auto, cpu or gpu")
-    for name in ("layers", "stream_interval"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"engine.params.{name}: {getattr(options, name)}; use 1 or more")
+    for name, least in (("layers", 0), ("stream_interval", 1)):
+        if getattr(options, name) < least:
+            raise ConfigError(
+                f"engine.params.{name}: {getattr(options, name)}; use {least} or more"
+            )
     if options.url and not options.url.startswith(("http://", "https://")):
         raise ConfigError(
             f"engine.params.url: {options.url!r} does not begin with http:// or https://"

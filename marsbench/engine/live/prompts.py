@@ -25,7 +25,7 @@ DEFAULT_LOW, DEFAULT_HIGH = 256, 1024
 
 
 class Vocabulary(NamedTuple):
-    """Ids that prompts are made of: ``low`` up to but without ``high``."""
+    """The token ids that prompts are made of: from ``low`` up to, but without, ``high``."""
 
     low: int = DEFAULT_LOW
     high: int = DEFAULT_HIGH
@@ -35,8 +35,8 @@ class Prompts:
     """Composes prompts and remembers each session's context."""
 
     def __init__(self, vocabulary: Vocabulary | None = None, *, salt: str = "") -> None:
-        """Runs with different ``salt`` share no content, not even shared prefixes: what an
-        earlier run left in a server's cache is then of no use to a later one.
+        """Runs with a different ``salt`` share no content, not even shared prefixes, so what an
+        earlier run left in a server's cache is of no use to a later one.
         """
         self._vocabulary = vocabulary or Vocabulary()
         if self._vocabulary.high - self._vocabulary.low < 2 or self._vocabulary.low < 0:
@@ -45,7 +45,9 @@ class Prompts:
         self._contexts: dict[int, Ids] = {}
 
     def compose(self, request: Request) -> Ids:
-        """The prompt of a turn; remembered with an invented output until ``answered``."""
+        """Return the prompt of a turn. It is remembered with an invented output until ``answered``
+        tells the real one.
+        """
         reused = request.reused_tokens
         shared = min(request.prefix_tokens, reused) if request.prefix_id >= 0 else 0
         context = self._contexts.get(request.session)
@@ -79,7 +81,7 @@ class Prompts:
         self._contexts.pop(session, None)
 
     def _draw(self, stream: str, start: int, stop: int) -> Ids:
-        """Ids of positions start..stop of a stream: a 64-bit mix of (stream, position)."""
+        """Return the ids at positions start..stop of a stream: a 64-bit mix of (stream, position)."""
         digest = hashlib.blake2b(f"{self.salt}|{stream}".encode(), digest_size=8).digest()
         state = np.arange(start, stop, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         state += np.uint64(int.from_bytes(digest, "little"))

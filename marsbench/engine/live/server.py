@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -10,27 +11,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from marsbench.engine.base import EngineConfig
 from marsbench.engine.live import supervisor
 from marsbench.errors import EngineError
 
 START_TIMEOUT_S = 600.0
 """A large model loads for minutes; a process that ends is noticed at once."""
 GRACE_S = 10.0
-"""For a server to end in order after SIGTERM."""
+"""Seconds that a server gets to end in order after SIGTERM."""
 STOP_SLACK_S = supervisor.ORPHAN_GRACE_S + 5.0
+OWN_PORTS = range(20_000, 32_000)
+TRIES = 100
 LOG_LINES = 15
-"""Last lines of the server's log in an error."""
+"""How many of the last lines of a server's log an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """How to start a server, and where it will answer."""
+    """The command that starts a server, and the address where it will answer."""
 
     argv: tuple[str, ...]
     url: str
@@ -39,73 +41,31 @@ class ServerCommand:
     """The name requests give."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's environment."""
+    path: tuple[str, ...] = ()
+    """Folders that its Python looks for modules in, beside those of this process."""
 
     def shown(self) -> str:
-        """As one would type it, but for the folders that Python looks in."""
-        given = [f"{name}={value}" for name, value in self.env.items() if name != "PYTHONPATH"]
+        """Return the command as one would type it, without the folders of this machine that it is
+        told of.
+        """
+        given = [f"{name}={value}" for name, value in self.env.items() if not value.startswith("/")]
         return shlex.join([*given, *self.argv])
 
 
-def vllm_command(
-    *,
-    python: Path,
-    model: str,
-    engine: EngineConfig,
-    port: int | None = None,
-    cpu: bool = False,
-    random_weights: bool = False,
-    scheduler_cls: str | None = None,
-    stream_interval: int = 1,
-    worker_process: bool = False,
-    extra: Sequence[str] = (),
-) -> ServerCommand:
-    """The command of vLLM's API server with the flags of ``engine``, run by the interpreter ``python``.
-
-    ``python -m`` because CPU builds of vLLM are distributed under another name, which breaks the
-    ``vllm`` console script. ``scheduler_cls`` is a dotted path that ``python`` can import.
-    ``stream_interval`` is how many tokens a message carries after the first. On a CPU the model runs
-    in the process of the scheduler, unless ``worker_process``: of two processes each spins while it
-    waits for the other, and takes half a core from whatever else runs there (tools, the client).
-    """
-    port = free_port() if port is None else port
-    flags = [
-        *("--model", model, "--served-model-name", "marsbench"),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--block-size", str(engine.block_size)),
-        *("--num-gpu-blocks-override", str(engine.num_blocks + 1)),  # one is vLLM's null block
-        *("--max-num-batched-tokens", str(engine.max_num_batched_tokens)),
-        *("--max-num-seqs", str(engine.max_num_seqs)),
-        *("--max-model-len", str(engine.max_model_len)),
-        *("--scheduling-policy", engine.policy),
-        "--enable-prompt-tokens-details",
-        "--enable-per-request-metrics",
-        "--no-enable-log-requests",
-        "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
-    ]
-    if engine.long_prefill_token_threshold:
-        flags += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
-    if stream_interval != 1:
-        flags += ["--stream-interval", str(stream_interval)]
-    if random_weights:
-        flags += ["--load-format", "dummy"]
-    if cpu:
-        flags += ["--enforce-eager"]
-    if scheduler_cls is not None:
-        flags += ["--scheduler-cls", scheduler_cls]
-    env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if cpu:
-        env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(worker_process))
-    argv = (str(python), "-m", "vllm.entrypoints.openai.api_server", *flags, *extra)
-    return ServerCommand(argv, f"http://127.0.0.1:{port}", "marsbench", env)
-
-
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on now, and that no system hands out by itself meanwhile.
+
+    A server may take a minute until it binds its port. Ports that the system gives to connections
+    and to those who ask for any (32,768 and up on Linux, 49,152 elsewhere) are often gone by then.
+    """
+    for port in random.SystemRandom().sample(OWN_PORTS, TRIES):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise EngineError(f"none of {TRIES} ports tried in {OWN_PORTS} is free")
 
 
 class Server:
@@ -143,7 +103,9 @@ class Server:
         return self._process.pid
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Until ``/health`` answers 200; EngineError with the log's end if it dies or is late."""
+        """Wait until ``/health`` answers 200. EngineError with the end of the log if the server
+        dies or is late.
+        """
         deadline_s = time.monotonic() + timeout_s
         while not answers(self.command.url):
             self.check_alive()
@@ -154,14 +116,21 @@ class Server:
                 )
             time.sleep(0.25)  # a server that loads a model tells nobody when it is ready: ask again
 
+    @property
+    def ended(self) -> int | None:
+        """Return the exit status of a server that has ended by itself, or None while it runs."""
+        return self._process.poll()
+
     def check_alive(self) -> None:
         """Raise EngineError with the log's end if the server has ended by itself."""
-        code = self._process.poll()
+        code = self.ended
         if code is not None:
             raise EngineError(f"the server ended with status {code}{self._log_end()}")
 
     def stop(self) -> None:
-        """SIGTERM to the server, SIGKILL to what is left of it; returns when all are gone."""
+        """Send SIGTERM to the server and SIGKILL to what is left of it; return when all its
+        processes are gone.
+        """
         if self._life < 0:
             return
         os.close(self._life)
@@ -185,7 +154,7 @@ def running(
     timeout_s: float = START_TIMEOUT_S,
     grace_s: float = GRACE_S,
 ) -> Iterator[Server]:
-    """A server that is ready inside the block and gone after it."""
+    """Provide a server that is ready inside the block and gone after it."""
     server = Server(command, log_path, grace_s=grace_s)
     try:
         server.wait_ready(timeout_s)
@@ -195,7 +164,7 @@ def running(
 
 
 def answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether ``/health`` at this address answers 200."""
+    """Tell whether ``/health`` at this address answers 200."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=timeout_s) as reply:  # noqa: S310
             return bool(reply.status == 200)
@@ -204,6 +173,6 @@ def answers(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def tail(path: Path, num_lines: int) -> str:
-    """The last lines of a log, without the blank ones."""
+    """Return the last lines of a log, without the blank ones."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return "\n".join([line for line in text.splitlines() if line.strip()][-num_lines:])

@@ -27,13 +27,15 @@ POLL_S = 0.2
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux process control; does nothing elsewhere."""
+    """Call Linux's process control; on other systems nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:
-    """Ids of all living processes below ``root``, from /proc (empty where there is none)."""
+    """Return the ids of all living processes below ``root``, read from /proc; none where there is
+    no /proc.
+    """
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -53,7 +55,7 @@ def descendants(root: int) -> list[int]:
 
 
 def send(pids: list[int], number: int) -> None:
-    """Signal processes, those that ended meanwhile left out."""
+    """Send a signal to processes, and pass over those that have ended meanwhile."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -62,7 +64,8 @@ def send(pids: list[int], number: int) -> None:
 
 
 def supervise(life: int, grace_s: float, command: list[str]) -> int:
-    """Run ``command`` until it ends, the pipe ``life`` closes, or SIGTERM comes; its exit status.
+    """Run ``command`` until it ends, the pipe ``life`` closes, or SIGTERM comes. Returns its exit
+    status.
 
     It has ``grace_s`` to end in order after SIGTERM.
     """
@@ -101,7 +104,7 @@ def _die_with_parent() -> None:
 
 
 def _wait_for_all(child: subprocess.Popen[bytes], deadline_s: float) -> None:
-    """Until nothing is left below this process or the deadline passes."""
+    """Wait until no process is left below this one or the deadline passes."""
     while time.monotonic() < deadline_s:
         child.poll()
         if not descendants(os.getpid()):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marsbench.engine.hardware import Model
 
 VOCAB_SIZE = 1024
 FIRST_PLAIN_ID = 256
@@ -33,6 +36,31 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+
+
+def tiny_layers(asked: int, model: Model | None) -> int:
+    """Return the number of layers that the tiny model is started with: what the user asks for, else
+    the profile's.
+    """
+    if asked:
+        return asked
+    return model.layers if model is not None else int(CONFIG["num_hidden_layers"])
+
+
+def tiny_misfit(layers: int, model: Model | None) -> str | None:
+    """Return one line if the tiny model, with so many layers, is not the model that the profile
+    describes, else None.
+    """
+    if model is None:
+        return None
+    width, started = model.hidden_size, int(CONFIG["hidden_size"])
+    if model.layers == layers and width == started:
+        return None
+    return (
+        f"the profile's model is {model.name} ({model.layers} layers, {width} wide), and the server is "
+        f"started with a tiny random one ({layers} layers, {started} wide): name the weights with "
+        "engine.params.model, leave engine.params.layers out, or take the profile of what is started"
+    )
 
 
 def write_tiny_model(
@@ -70,7 +98,7 @@ def write_tiny_model(
 
 
 def _tokenizer() -> dict[str, Any]:
-    """A tokenizer of single bytes; the other ids decode to CJK characters, one each."""
+    """Return a tokenizer of single bytes, whose other ids decode to CJK characters, one each."""
     vocab = {character: index for index, character in enumerate(_byte_characters())}
     for index in range(FIRST_PLAIN_ID, EOS_ID):
         vocab[chr(0x4E00 + index)] = index
@@ -120,7 +148,7 @@ def _tokenizer() -> dict[str, Any]:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level BPE (GPT-2) writes for each byte value.
+    """Return the printable character that byte-level BPE (GPT-2) writes for each byte value.
 
     Printable Latin-1 bytes stand for themselves; the rest follow from U+0100 on.
     """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from marsbench.engine.live.clock import Clock
-from marsbench.tools.base import Outcome, ToolDemand, ToolModel
+from marsbench.tools.base import CallOutcome, ToolDemand, ToolModel
 from marsbench.tools.executor import ToolExecutor
 
 
@@ -21,8 +21,8 @@ class RunningTools:
         self._clock = clock
         self._wake = wake
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._ended: list[tuple[int, Outcome]] = []
-        self._outcomes: dict[int, Outcome] = {}
+        self._ended: list[tuple[int, CallOutcome]] = []
+        self._outcomes: dict[int, CallOutcome] = {}
         self._busy_core_ps = 0
         self.broken: BaseException | None = None
         """What made a call fail in a way that is not the tool's own; the run stops with it."""
@@ -35,7 +35,7 @@ class RunningTools:
 
     async def _run(self, handle: int, demand: ToolDemand) -> None:
         execution = await self._executor.run(demand)
-        outcome = Outcome(self._clock.now_ps(), execution.cpu_ps, execution.timed_out)
+        outcome = CallOutcome(self._clock.now_ps(), execution.cpu_ps, execution.timed_out)
         self._busy_core_ps += execution.cpu_ps
         self._ended.append((handle, outcome))
         self._wake()
@@ -46,11 +46,11 @@ class RunningTools:
             self._wake()
 
     def next_completion_ps(self) -> int | None:
-        """End of the first call that ended and was not popped."""
+        """Return when the first call ended that has not been popped, or None."""
         return self._ended[0][1].at_ps if self._ended else None
 
     def pop_completed(self, now_ps: int) -> list[int]:
-        """Handles of the calls that ended up to now."""
+        """Return the handles of the calls that have ended up to now, once each."""
         due = [entry for entry in self._ended if entry[1].at_ps <= now_ps]
         self._ended = [entry for entry in self._ended if entry[1].at_ps > now_ps]
         self._outcomes = dict(due)
@@ -58,21 +58,23 @@ class RunningTools:
             del self._tasks[handle]
         return list(self._outcomes)
 
-    def outcome(self, handle: int) -> Outcome:
-        """How a call of the latest ``pop_completed`` ended."""
+    def outcome(self, handle: int) -> CallOutcome:
+        """Return how a call of the latest ``pop_completed`` ended."""
         return self._outcomes[handle]
 
     @property
     def running(self) -> int:
-        """Calls started and not yet popped."""
+        """Number of calls that were started and have not been popped."""
         return len(self._tasks)
 
     def busy_core_ps(self, now_ps: int) -> int:
-        """CPU time of the calls that have ended; what running ones used comes when they end."""
+        """CPU time of the calls that have ended, core-picoseconds; what running ones use is counted
+        when they end.
+        """
         return self._busy_core_ps
 
     async def cancel(self) -> None:
-        """Break off what still runs."""
+        """Break off the calls that still run."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -89,22 +91,22 @@ class ModelledTools:
     def __init__(self, model: ToolModel) -> None:
         self._model = model
         self._latest_ps = 0
-        self._ended: list[tuple[int, int, Outcome]] = []
-        self._outcomes: dict[int, Outcome] = {}
+        self._ended: list[tuple[int, int, CallOutcome]] = []
+        self._outcomes: dict[int, CallOutcome] = {}
 
     def start(self, handle: int, demand: ToolDemand, now_ps: int) -> None:
         """Begin a call now."""
         self._model.start(handle, demand, self._forward(now_ps))
 
     def next_completion_ps(self) -> int | None:
-        """End of the first call that was not popped."""
+        """Return when the first call ends that has not been popped, or None."""
         ends = [at_ps for at_ps, _, _ in self._ended]
         if (following := self._model.next_completion_ps()) is not None:
             ends.append(following)
         return min(ends, default=None)
 
     def pop_completed(self, now_ps: int) -> list[int]:
-        """Handles of the calls that ended up to now."""
+        """Return the handles of the calls that have ended up to now, once each."""
         for handle in self._model.pop_completed(self._forward(now_ps)):
             outcome = self._model.outcome(handle)
             self._ended.append((outcome.at_ps, handle, outcome))
@@ -112,17 +114,17 @@ class ModelledTools:
         self._ended = [entry for entry in self._ended if entry[0] > now_ps]
         return list(self._outcomes)
 
-    def outcome(self, handle: int) -> Outcome:
-        """How a call of the latest ``pop_completed`` ended."""
+    def outcome(self, handle: int) -> CallOutcome:
+        """Return how a call of the latest ``pop_completed`` ended."""
         return self._outcomes[handle]
 
     @property
     def running(self) -> int:
-        """Calls started and not yet popped."""
+        """Number of calls that were started and have not been popped."""
         return self._model.running + len(self._ended)
 
     def busy_core_ps(self, now_ps: int) -> int:
-        """Core time used up to now."""
+        """Core time used up to now, core-picoseconds."""
         return self._model.busy_core_ps(self._forward(now_ps))
 
     def _forward(self, now_ps: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from marsbench.engine.base import EngineConfig, Request
-from marsbench.engine.live.client import Client, CompletionRequest
+from marsbench.engine.live.client import Client
 from marsbench.engine.live.prompts import Prompts
+from marsbench.engine.live.request import CompletionRequest
 from marsbench.errors import EngineError
 
 PROMPT_TOKENS = 512
@@ -14,7 +15,7 @@ OUTPUT_TOKENS = 16
 
 
 async def warm_up(client: Client, config: EngineConfig, *, turns: int, salt: str) -> None:
-    """One turn alone, then the others at once. EngineError names what the server said.
+    """Send one turn alone and then the others at once. EngineError names what the server said.
 
     Their content is nobody else's, so they cost later turns nothing but cache room.
     """

@@ -9,10 +9,13 @@ of tokens or blocks goes through the turns one by one (``_contend``). No time pa
 from __future__ import annotations
 
 from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
+from marsbench.engine.retention import RetentionBook
 from marsbench.engine.sim.decoding import Decoding
 from marsbench.engine.sim.kv import Holding, KvCache
+from marsbench.engine.sim.loader import Loader
+from marsbench.engine.sim.offload import Offload
 from marsbench.engine.sim.order import Order
-from marsbench.engine.sim.pins import Pins
+from marsbench.engine.sim.pins import releaser
 from marsbench.engine.sim.turn import SimClock, SimTurn
 from marsbench.engine.sim.view import SimView
 from marsbench.events import Unpin
@@ -22,7 +25,7 @@ Chunks = list[tuple[SimTurn, int]]
 """Prefill of a step: turns and how many tokens each computes."""
 
 
-class Batch:
+class SimBatch:
     """Queues and memory of a core."""
 
     def __init__(
@@ -39,11 +42,19 @@ class Batch:
         self.running: list[SimTurn] = []
         self.prefilling: list[SimTurn] = []
         """Running turns that do not decode yet, in the order of the batch."""
+        self.requests: dict[SimTurn, Request] = {}
+        """What each unfinished turn asks for, its length included: for nobody's eyes but the core's."""
+        self.loading: list[SimTurn] = []
+        """Waiting turns whose KV arrives, or has arrived, from host memory; they hold blocks."""
+        self.offload: Offload | None = None
+        self._loader: Loader | None = None
         self.decoding = Decoding(clock, config.block_size)
         self.stuck = False
         """No waiting turn can be admitted until blocks or a place become free."""
         self.view = SimView(self)
-        self.pins = Pins(self.kv, policies.retention, self.view, listener, config.num_blocks)
+        self.pins: RetentionBook[Holding] = RetentionBook(
+            policies.retention, self.view, listener, config.num_blocks, releaser(self.kv)
+        )
         self.order = Order(policies.scheduling, self.view, config)
         self.policy = self.order.policy
         self._listener = listener
@@ -51,6 +62,11 @@ class Batch:
         self._clock = clock
         self._sequence = 0
         self._run_order = 0
+
+    def attach(self, offload: Offload) -> None:
+        """Give the engine host memory."""
+        self.offload = offload
+        self._loader = Loader(self, offload)
 
     # --- what happens between steps --------------------------------------------------------
 
@@ -60,10 +76,23 @@ class Batch:
         shared = request.prefix_tokens // size if request.prefix_id >= 0 else 0
         holding = Holding(request.session, shared, size)
         turn = SimTurn(request, self._sequence, holding, self._clock)
+        self.requests[turn] = request
         self._sequence += 1
+        if self.offload is not None:
+            self.offload.submitted(turn, request)
         self.order.enqueue(self.waiting, turn, preempted=False)
         self.pins.returned(request.session)
         self.changed()
+
+    @property
+    def settled(self) -> bool:
+        """With host memory: whether no turn could enter the batch in the next step."""
+        if self.prefilling:
+            return False
+        if self.stuck:
+            return True
+        loaded = any(turn.copies is not None and turn.copies.arrived for turn in self.loading)
+        return not (self.waiting or loaded)
 
     def changed(self) -> None:
         """A turn was submitted, preempted or finished."""
@@ -88,9 +117,8 @@ class Batch:
         if turn.num_preemptions and turn.cached >= 0:
             limit = (turn.prompt_tokens + turn.generated - 1) // size
         else:
-            limit = turn.request.reused_tokens // size
-        request = turn.request
-        return self.kv.hit(turn.session, request.prefix_id, turn.holding.shared_blocks, limit)
+            limit = turn.here_tokens // size
+        return self.kv.hit(turn.session, turn.prefix_id, turn.holding.shared_blocks, limit)
 
     # --- a step ----------------------------------------------------------------------------
 
@@ -101,7 +129,7 @@ class Batch:
         config = self.config
         threshold = config.long_prefill_token_threshold
         if threshold:
-            eligible = len(self.running) + len(self.waiting)
+            eligible = len(self.running) + len(self.waiting) + len(self.loading)
             if eligible <= 1:
                 threshold = 0
             elif config.long_prefill_token_threshold_adaptive:
@@ -114,8 +142,11 @@ class Batch:
         if budget < 0:
             chunks.clear()
             budget = self._contend(now_ps, threshold, chunks, preempted, skipped)
-        if not preempted and self.waiting and budget > 0 and not self.stuck:
-            self._admit(now_ps, threshold, budget, chunks)
+        if not preempted and budget > 0 and not self.stuck:
+            if self._loader is not None:
+                self._loader.admit(now_ps, threshold, budget, chunks)
+            elif self.waiting:
+                self._admit(now_ps, threshold, budget, chunks)
         return chunks, preempted, skipped
 
     def _schedule_running(self, now_ps: int, threshold: int, chunks: Chunks) -> int:
@@ -151,13 +182,13 @@ class Batch:
         if crossing:
             kv.take(crossing)
         for turn, count in chunks:
-            self._give(turn, count, now_ps)
+            self.give(turn, count, now_ps)
         return budget
 
-    def _give(self, turn: SimTurn, count: int, now_ps: int) -> None:
+    def give(self, turn: SimTurn, count: int, now_ps: int) -> None:
         """Allocate a prefill chunk whose blocks are known to be free."""
         have = turn.computed
-        self.kv.grow(turn.holding, turn.request.prefix_id, have, have + count)
+        self.kv.grow(turn.holding, turn.prefix_id, have, have + count)
         if have < turn.holding.shared_blocks * self.config.block_size:
             self.stuck = False  # what is cached of a shared prefix is a hit for those who wait
         turn.last_scheduled_ps = now_ps
@@ -217,7 +248,7 @@ class Batch:
                 if need:
                     self.kv.take(need)
             else:
-                self._give(turn, count, now_ps)
+                self.give(turn, count, now_ps)
                 chunks.append((turn, count))
             given[turn.sequence] = count
             budget -= count
@@ -252,6 +283,8 @@ class Batch:
         tokens = turn.computed + given
         self.running.remove(turn)
         blocks = turn.holding.blocks
+        if self.offload is not None:
+            self.offload.preempted(turn)
         self.kv.release(turn.holding, tokens)
         turn.lost = turn.computed
         turn.computed = 0
@@ -259,7 +292,7 @@ class Batch:
         self._stats.preemptions += 1
         self.order.enqueue(self.waiting, turn, preempted=True)
         self.changed()
-        self._listener.on_preempted(turn.request, now_ps, turn.lost, blocks)
+        self._listener.on_preempted(self.requests[turn], now_ps, turn.lost, blocks)
 
     # --- from the queue into the batch -----------------------------------------------------
 
@@ -299,19 +332,27 @@ class Batch:
                 self.stuck = True
                 return
             self.waiting.pop(index)
-            self._start(turn, hit, count, now_ps)
+            self.start(turn, hit, count, now_ps)
             chunks.append((turn, count))
             budget -= count
         self.stuck = bool(self.waiting) and budget > 0
 
-    def _start(self, turn: SimTurn, hit: int, count: int, now_ps: int) -> None:
+    def start(self, turn: SimTurn, hit: int, count: int, now_ps: int) -> None:
         """First chunk of a turn that enters the batch with ``hit`` cached blocks."""
-        request = turn.request
-        size = self.config.block_size
+        self.adopt(turn, hit, now_ps)
+        self.enter(turn, count, now_ps)
+
+    def adopt(self, turn: SimTurn, hit: int, now_ps: int) -> None:
+        """A waiting turn takes its cached blocks."""
         self.pins.drop(turn.session, now_ps, Unpin.RETURN)
-        self.kv.touch(turn.holding, request.prefix_id, hit)
-        cached = hit * size
-        turn.computed = cached
+        self.kv.touch(turn.holding, turn.prefix_id, hit)
+        turn.computed = hit * self.config.block_size
+
+    def enter(self, turn: SimTurn, count: int, now_ps: int) -> None:
+        """First chunk of a turn that enters the batch with the tokens it has."""
+        request = self.requests[turn]
+        size = self.config.block_size
+        cached = turn.computed
         uncached = turn.prompt_tokens + turn.generated - cached
         if turn.cached < 0:
             turn.cached = cached
@@ -326,19 +367,21 @@ class Batch:
         self._run_order += 1
         self.running.append(turn)
         self.prefilling.append(turn)
-        self._give(turn, count, now_ps)
+        self.give(turn, count, now_ps)
 
     # --- invariants ------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert that every block is accounted for exactly once, and every sum."""
         size = self.config.block_size
-        holdings = []
+        holdings = [turn.holding for turn in self.loading]
         for turn in self.running:
             if turn.decoding:
                 turn.holding.blocks = -(-turn.computed_tokens // size)
             holdings.append(turn.holding)
-        self.kv.check(holdings + self.pins.holdings())
+        self.kv.check(holdings + [pin.held for pin in self.pins.pins()])
         self.decoding.check(self.running)
         prefilling = [turn for turn in self.running if not turn.decoding]
         assert prefilling == self.prefilling or self.order.reorders_running
+        if self.offload is not None:
+            self.offload.check()

@@ -21,35 +21,42 @@ class Decoding:
         self.offset_sum = 0
         self.crossings = [0] * block_size
         """How many turns need a new block at steps congruent to the index."""
+        self.last_steps: dict[SimTurn, int] = {}
+        """Step that makes a turn's last token: the future, which no turn carries itself."""
         self.finishes: list[tuple[int, int, SimTurn]] = []
         """Heap of (last step, place in the batch, turn); turns that were stopped stay in it."""
 
-    def start(self, turn: SimTurn, finish_step: int) -> None:
-        """Take a turn in that makes its last token in ``finish_step``."""
-        turn.finish_step = finish_step
+    def start(self, turn: SimTurn, step: int, finish_step: int) -> None:
+        """Take a turn in that runs from ``step`` on and makes its last token in ``finish_step``."""
+        self.last_steps[turn] = finish_step
+        offset = turn.computed - step
+        turn.offset = offset
+        turn.generated_offset = turn.generated - step
         turn.decoding = True
-        offset = turn.offset
         self.count += 1
         self.offset_sum += offset
         self.crossings[-offset % self._block_size] += 1
         heapq.heappush(self.finishes, (finish_step, turn.run_order, turn))
 
-    def stop(self, turn: SimTurn, step: int) -> None:
-        """Take a turn out of the sums; ``step`` = the next step it would have run in."""
+    def stop(self, turn: SimTurn, step: int) -> int:
+        """Take a turn out of the sums; ``step`` = the next step it would have run in. Returns the
+        step that would have made its last token.
+        """
         offset = turn.offset
         self.count -= 1
         self.offset_sum -= offset
         self.crossings[-offset % self._block_size] -= 1
         turn.computed = offset + step
-        turn.generated = turn.output_tokens - 1 - turn.finish_step + step
+        turn.generated = turn.generated_offset + step
         turn.decoding = False
+        return self.last_steps.pop(turn)
 
     def next_finish(self) -> int:
         """The step in which the next turn ends; there must be one."""
         heap = self.finishes
         while True:
             step, _, turn = heap[0]
-            if turn.decoding and turn.finish_step == step:
+            if self.last_steps.get(turn) == step:
                 return step
             heapq.heappop(heap)
 

@@ -13,6 +13,12 @@ cached first, as vLLM does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marsbench.engine.sim.offload import StoreJob
+
 PRIVATE = 0
 PREFIX = 1
 DEAD = 2
@@ -21,7 +27,18 @@ DEAD = 2
 class Run:
     """Blocks ``lo..hi-1`` of one stream, all with the same reference count."""
 
-    __slots__ = ("after", "before", "hi", "holders", "kind", "lo", "order", "owner", "ref")
+    __slots__ = (
+        "after",
+        "before",
+        "fences",
+        "hi",
+        "holders",
+        "kind",
+        "lo",
+        "order",
+        "owner",
+        "ref",
+    )
 
     def __init__(self, kind: int, owner: int, lo: int, hi: int, order: int) -> None:
         self.kind = kind
@@ -34,6 +51,8 @@ class Run:
         """Order in which copies of a prefix were cached."""
         self.holders: list[Holding] = []
         """PREFIX only: who references it."""
+        self.fences: list[tuple[StoreJob, int, int]] | None = None
+        """Blocks that are being copied to host memory, for turns that hold them no longer."""
         self.before: Run = self
         self.after: Run = self
 
@@ -75,6 +94,8 @@ class KvCache:
         self.cached = 0
         """Free blocks with reusable content."""
         self.evicted = 0
+        self.on_reuse: Callable[[Run, int, int], None] | None = None
+        """Told of blocks taken from a run that has fences."""
         self._head = Run(DEAD, -1, 0, 0, 0)
         self._private: dict[int, Run] = {}
         self._prefixes: dict[int, list[Run]] = {}
@@ -160,6 +181,7 @@ class KvCache:
             return
         if hit < own.hi:
             live = Run(PRIVATE, own.owner, own.lo, hit, 0)
+            live.fences = own.fences
             own.kind = DEAD
             own.lo = hit
             self.cached -= hit - live.lo
@@ -181,6 +203,7 @@ class KvCache:
         """Split at a block index; returns the new upper part, which is evicted before the lower."""
         upper = Run(PREFIX, run.owner, at, run.hi, run.order)
         upper.ref = run.ref
+        upper.fences = run.fences
         run.hi = at
         copies.append(upper)
         if run.ref == 0:
@@ -224,6 +247,17 @@ class KvCache:
         runs.append(run)
         copies.append(run)
 
+    def cache_loaded(self, holding: Holding, prefix_id: int, local: int, tokens: int) -> None:
+        """Blocks between two counts of tokens were loaded: they become reusable."""
+        shared = holding.shared_blocks
+        lo, hi = local // self.block_size, min(tokens // self.block_size, shared)
+        if lo < hi:
+            self._cache_prefix(holding, prefix_id, lo, hi)
+
+    def private_run(self, session: int) -> Run | None:
+        """What a session left in the cache beyond its shared prefix."""
+        return self._private.get(session)
+
     def take(self, count: int) -> None:
         """Allocate ``count`` blocks: empty ones first, then the least recently used cached ones."""
         if count <= self.plain:
@@ -238,6 +272,8 @@ class KvCache:
             run = head.after
             assert run is not head, "allocation beyond the free blocks"
             size = run.hi - run.lo
+            if run.fences is not None and self.on_reuse is not None:
+                self.on_reuse(run, max(run.lo, run.hi - count), run.hi)
             if size > count:
                 run.hi -= count
                 return

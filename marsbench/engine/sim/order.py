@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from marsbench.core import to_ps, to_s
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.sim.turn import FOREVER, SimTurn
+from marsbench.engine.retention import FOREVER
+from marsbench.engine.sim.turn import SimTurn
 from marsbench.errors import PolicyError
 from marsbench.scheduler.base import EngineOrder, SchedulingPolicy
 
@@ -52,6 +53,13 @@ class Order:
             waiting.insert(0, turn)
         else:
             waiting.append(turn)
+
+    def hold(self, loading: list[SimTurn], turn: SimTurn) -> None:
+        """Put a turn into the queue of those that hold blocks: no policy orders it."""
+        if self.policy is None and self._by_priority:
+            insort(loading, turn, key=_queue_priority)
+        else:
+            loading.append(turn)
 
     def sort(self, waiting: list[SimTurn], running: list[SimTurn], now_ps: int) -> None:
         """Ask the policy for the order of both queues."""
@@ -103,8 +111,8 @@ class Order:
 
 
 def _queue_priority(turn: SimTurn) -> tuple[int, int, int]:
-    return (turn.request.priority, turn.request.ready_ps, turn.sequence)
+    return (turn.priority, turn.ready_ps, turn.sequence)
 
 
 def _victim_priority(turn: SimTurn) -> tuple[int, int]:
-    return (turn.request.priority, turn.request.ready_ps)
+    return (turn.priority, turn.ready_ps)

@@ -1,13 +1,15 @@
-"""A turn inside the simulated engine, and what policies may see of it and of its pins."""
+"""A turn inside the simulated engine, and what policies may see of it."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from marsbench.core import to_s
 from marsbench.engine.base import Request
 from marsbench.engine.sim.kv import Holding
 
-FOREVER = 1 << 62
-"""A time that never comes, picoseconds."""
+if TYPE_CHECKING:
+    from marsbench.engine.sim.offload import TurnCopies
 
 
 class SimClock:
@@ -20,49 +22,65 @@ class SimClock:
 
 
 class SimTurn:
-    """One request and its progress. Read-only for policies (``scheduler.base.TurnView``).
+    """A turn as far as it has come. Read-only for policies (``scheduler.base.TurnView``).
 
-    While a turn decodes, one token a step, nothing of it is updated: its counts follow from the
-    step counter and from ``finish_step``, the step that makes its last token.
+    It knows nothing of its own future: how many tokens it will make stands in the batch's requests
+    and in ``Decoding``. While it decodes, one token a step, nothing of it is updated: its counts
+    are the step counter plus what they were when it began, less the step then.
     """
 
     __slots__ = (
         "cached",
         "clock",
         "computed",
+        "copies",
         "decoding",
-        "finish_step",
         "generated",
+        "generated_offset",
+        "here_tokens",
         "holding",
         "last_scheduled_ps",
         "lost",
         "num_preemptions",
-        "output_tokens",
+        "offset",
         "prefilled",
+        "prefix_id",
+        "priority",
         "prompt_tokens",
+        "ready_ps",
         "recomputed",
-        "request",
+        "reused_tokens",
         "run_order",
         "sequence",
         "session",
+        "session_arrival_ps",
         "turn_index",
     )
 
     def __init__(self, request: Request, sequence: int, holding: Holding, clock: SimClock) -> None:
-        self.request = request
         self.clock = clock
         self.session = request.session
         self.turn_index = request.turn_index
         self.prompt_tokens = request.prompt_tokens
-        self.output_tokens = request.output_tokens
+        self.reused_tokens = request.reused_tokens
+        self.here_tokens = request.here_tokens
+        self.prefix_id = request.prefix_id
+        self.priority = request.priority
+        self.session_arrival_ps = request.session_arrival_ps
+        self.ready_ps = request.ready_ps
         self.sequence = sequence
         self.holding = holding
+        self.copies: TurnCopies | None = None
+        """Only with host memory."""
         self.computed = 0
         """Tokens with KV; stale while decoding."""
         self.generated = 0
         """Output tokens made; stale while decoding."""
         self.decoding = False
-        self.finish_step = -1
+        self.offset = 0
+        """While decoding: computed tokens minus the step counter."""
+        self.generated_offset = 0
+        """While decoding: output tokens minus the step counter."""
         self.run_order = -1
         self.cached = -1
         """Prefix hit when first scheduled, tokens; -1 before."""
@@ -74,11 +92,6 @@ class SimTurn:
         self.last_scheduled_ps = request.ready_ps
 
     @property
-    def offset(self) -> int:
-        """Computed tokens minus the step counter, constant while decoding."""
-        return self.prompt_tokens + self.output_tokens - 2 - self.finish_step
-
-    @property
     def computed_tokens(self) -> int:
         """Tokens whose KV the turn holds."""
         return self.offset + self.clock.step if self.decoding else self.computed
@@ -87,7 +100,7 @@ class SimTurn:
     def generated_tokens(self) -> int:
         """Output tokens produced so far."""
         if self.decoding:
-            return self.output_tokens - 1 - self.finish_step + self.clock.step
+            return self.generated_offset + self.clock.step
         return self.generated
 
     @property
@@ -101,52 +114,15 @@ class SimTurn:
     @property
     def session_arrival_s(self) -> float:
         """Arrival of the session, seconds."""
-        return to_s(self.request.session_arrival_ps)
+        return to_s(self.session_arrival_ps)
 
     @property
     def ready_s(self) -> float:
         """Submission to the engine, seconds."""
-        return to_s(self.request.ready_ps)
+        return to_s(self.ready_ps)
 
     @property
     def last_scheduled_s(self) -> float:
         """Start of the last step that ran it, seconds; ``ready_s`` before the first."""
         last = self.clock.last_start_ps if self.decoding else self.last_scheduled_ps
         return to_s(last)
-
-
-class Pin:
-    """Blocks kept for a session whose tools are running (``scheduler.base.RetainedView``)."""
-
-    __slots__ = (
-        "context_tokens",
-        "holding",
-        "num_blocks",
-        "returned",
-        "session",
-        "since_ps",
-        "turn_index",
-        "until_ps",
-    )
-
-    def __init__(
-        self, holding: Holding, turn: SimTurn, *, context_tokens: int, since_ps: int, until_ps: int
-    ) -> None:
-        self.holding = holding
-        self.session = turn.session
-        self.turn_index = turn.turn_index
-        self.num_blocks = holding.blocks
-        self.context_tokens = context_tokens
-        self.since_ps = since_ps
-        self.until_ps = until_ps
-        self.returned = False
-
-    @property
-    def since_s(self) -> float:
-        """When the turn ended, seconds."""
-        return to_s(self.since_ps)
-
-    @property
-    def until_s(self) -> float:
-        """When the pin expires, seconds."""
-        return to_s(self.until_ps)

@@ -8,22 +8,35 @@ end of the hit can be searched for, beginning where it was last time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
-from marsbench.engine.vllm.views import EngineTurn, HitEnd
+from marsbench.engine.turns import EngineTurn, TurnBook
 
 GROUP = make_block_hash_with_group_id(BlockHash(b""), 0)
 """What makes a block's hash the key of the one group's block."""
 
 
+class HitEnd(NamedTuple):
+    """Where a prefix hit ends: while this holds, it ends there still."""
+
+    num_tokens: int
+    cached: bytes | None
+    """Key of its last block; None if it has none."""
+    missing: bytes | None
+    """Key of the block after it; None if no more can be hit."""
+
+
 class PrefixHits:
     """Prefix hits of the waiting turns of one scheduler."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, turns: TurnBook[Any]) -> None:
+        self._turns = turns
+        self._found: dict[str, tuple[int, HitEnd]] = {}
+        """Blocks of each turn's hit when last asked, a hint where to look first, and its end."""
         self._manager = scheduler.kv_cache_manager
         self._pool = self._manager.block_pool
         self._block_size = int(scheduler.block_size)
@@ -39,28 +52,32 @@ class PrefixHits:
 
     def tokens(self, turn: EngineTurn) -> int:
         """What the turn would not have to compute if it were scheduled now."""
-        request = turn.request
+        request = self._turns.request_of(turn)
         if not self._searchable:
             return int(self._manager.get_computed_blocks(request)[1])
         if not self._manager.prefix_cache_lookup_enabled(request):
             return 0
-        if not self._still(turn.hit, request):
-            turn.hit_blocks, turn.hit = self._search(request, turn.hit_blocks)
-        return turn.hit_blocks * self._block_size
+        found = self._found.get(turn.key)
+        if found is None or not self._still(found[1], request):
+            found = self._found[turn.key] = self._search(request, found[0] if found else 0)
+        return found[0] * self._block_size
 
-    def _still(self, end: HitEnd | None, request: Any) -> bool:
+    def forget(self, turn: EngineTurn) -> None:
+        """The turn is over."""
+        self._found.pop(turn.key, None)
+
+    def _still(self, end: HitEnd, request: Any) -> bool:
         """Whether a hit ends where it did."""
         found = self._pool.cached_block_hash_to_block.get_one_block
         return (
-            end is not None
-            and end.num_tokens == request.num_tokens
+            end.num_tokens == request.num_tokens
             and (end.cached is None or found(end.cached) is not None)
             and (end.missing is None or found(end.missing) is None)
         )
 
     def evictable_at_most(self, turn: EngineTurn, limit: int) -> bool:
         """Whether no more than ``limit`` blocks of the turn's hit are unreferenced."""
-        request = turn.request
+        request = self._turns.request_of(turn)
         if not self._searchable:
             hit = self._manager.get_computed_blocks(request)[0].blocks[0]
             return bool(sum(block.ref_cnt == 0 for block in hit) <= limit)

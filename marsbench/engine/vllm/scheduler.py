@@ -21,8 +21,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from marsbench.core import PS_PER_S, to_s
-from marsbench.engine.vllm.retention import Pins, picoseconds
-from marsbench.engine.vllm.views import EngineTurn, TurnInfo, VllmView, held_blocks
+from marsbench.engine.retention import PinListener, RetentionBook, picoseconds
+from marsbench.engine.turns import EngineTurn, TurnInfo
+from marsbench.engine.vllm.retention import Blocks, only_pinned, releaser, retain
+from marsbench.engine.vllm.views import VllmView, held_blocks, turn_book
 from marsbench.errors import PolicyError
 from marsbench.events import Unpin
 from marsbench.scheduler.base import (
@@ -36,7 +38,7 @@ from marsbench.scheduler.base import (
 )
 
 
-class Host(Protocol):
+class PolicyHost(Protocol):
     """Who runs the scheduler: knows the time and what a request belongs to."""
 
     def now_ps(self) -> int: ...
@@ -44,13 +46,6 @@ class Host(Protocol):
     def admitted(self, request: Any, cached_tokens: int) -> None:
         """A waiting request got its blocks."""
         ...
-
-    def on_pin(
-        self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int
-    ) -> None: ...
-    def on_unpin(
-        self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
-    ) -> None: ...
 
 
 class WaitingQueue(FCFSRequestQueue):
@@ -69,20 +64,27 @@ class PolicyScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._stock_allocate = self.kv_cache_manager.allocate_slots
         self._hybrid_split: bool = self.need_mamba_block_aligned_split
-        self._turns: dict[str, EngineTurn] = {}
-        self._submitted = 0
-        self.view = VllmView(self, self.turn, self._pinned_blocks)
-        self.use(EngineOrder(), NoRetention(), MonotonicHost())
+        self._turns = turn_book(self.kv_cache_manager)
+        self.view = VllmView(self, self._turns, self._pinned_blocks)
+        host = MonotonicHost()
+        self.use(EngineOrder(), NoRetention(), host, host)
 
-    def use(self, scheduling: SchedulingPolicy, retention: RetentionPolicy, host: Host) -> None:
-        """Install policies; only before the first request."""
+    def use(
+        self,
+        scheduling: SchedulingPolicy,
+        retention: RetentionPolicy,
+        host: PolicyHost,
+        listener: PinListener,
+    ) -> None:
+        """Install policies, and whom to tell about pins; only before the first request."""
         assert not self.requests
         self.host = host
         self.order = scheduling
         self.stock_order = type(scheduling) is EngineOrder
-        self.stock_retention = type(retention) is NoRetention
         pool = self.kv_cache_manager.block_pool
-        self.pins = Pins(retention, pool, host.on_pin, host.on_unpin)
+        self.pins: RetentionBook[Blocks] = RetentionBook(
+            retention, self.view, listener, pool.num_gpu_blocks - 1, releaser(pool)
+        )
         self._resort_ps = picoseconds(scheduling.resort_s, "resort_s")
         self._now_ps = 0
         self._hooked = False
@@ -103,10 +105,10 @@ class PolicyScheduler(Scheduler):
             self.kv_holding_waiting = FCFSRequestQueue()
 
     def _pinned_blocks(self) -> int:
-        return self.pins.only_pinned()
+        return only_pinned(self.pins.pins(), self.kv_cache_manager.block_pool)
 
     def turn(self, request: Request) -> EngineTurn:
-        """The request as policies see it."""
+        """The request as policies see it, as it is now."""
         return self._turns[request.request_id]
 
     # ---- a request's life
@@ -117,9 +119,7 @@ class PolicyScheduler(Scheduler):
         if known:
             return
         info = self.host.describe(request)
-        turn = EngineTurn(request, info, self._submitted, self.kv_cache_manager)
-        self._turns[request.request_id] = turn
-        self._submitted += 1
+        self._turns.add(request.request_id, request, info, request.num_prompt_tokens)
         self.pins.returned(info.session)
         self._changed()
 
@@ -128,22 +128,24 @@ class PolicyScheduler(Scheduler):
         self._changed()
 
     def _free_blocks(self, request: Request) -> None:
-        turn = self._turns.pop(request.request_id)
+        turn, info = self._turns.pop(request.request_id)
+        self.view.hits.forget(turn)
         self._changed()
-        if not self.stock_retention and request.status != RequestStatus.FINISHED_ABORTED:
-            self.pins.turn_ended(
+        if self.pins.enabled and request.status != RequestStatus.FINISHED_ABORTED:
+            retain(
+                self.pins,
+                self.kv_cache_manager.block_pool,
                 turn,
-                turn.info.tool_names,
-                turn.info.is_last,
-                held_blocks(self.kv_cache_manager, request.request_id),
-                self.view,
-                self.host.now_ps(),
+                tool_names=info.tool_names,
+                is_last=info.is_last,
+                blocks=held_blocks(self.kv_cache_manager, request.request_id),
+                now_ps=self.host.now_ps(),
             )
         super()._free_blocks(request)
 
     def session_ended(self, session: int) -> None:
         """No further turn will come: drop its pin."""
-        if self.pins.release(session, self.host.now_ps(), Unpin.END):
+        if self.pins.drop(session, self.host.now_ps(), Unpin.END):
             self._resort = True
 
     def _changed(self) -> None:
@@ -157,7 +159,7 @@ class PolicyScheduler(Scheduler):
         self._now_ps = self.host.now_ps()
         self._step_tokens = 0
         self._quanta.clear()
-        if self.pins.before_step(self.view, self._now_ps):
+        if self.pins.review(self._now_ps):
             self._resort = True
         self._hook_running()
         if self.stock_order:
@@ -212,7 +214,7 @@ class PolicyScheduler(Scheduler):
         manager = self.kv_cache_manager
         manager.allocate_slots = self._allocate_slots if allocate else self._stock_allocate
         ours = split and not self.stock_order
-        self.need_mamba_block_aligned_split = ours or self._hybrid_split
+        self.need_mamba_block_aligned_split: bool = ours or self._hybrid_split
 
     def _sort(self) -> None:
         if not self._resort and self._now_ps < self._sorted_ps + self._resort_ps:
@@ -287,15 +289,17 @@ class PolicyScheduler(Scheduler):
         self._step_tokens += num_new_tokens
         if admitting:
             turn = self.turn(request)
-            self.pins.release(turn.session, self._now_ps, Unpin.RETURN)
-            self.host.admitted(request, kwargs.get("num_new_computed_tokens", 0))
+            self.pins.drop(turn.session, self._now_ps, Unpin.RETURN)
+            if not kwargs.get("delay_cache_blocks"):  # else: blocks to load into, no admission yet
+                cached = request.num_computed_tokens + kwargs.get("num_new_computed_tokens", 0)
+                self.host.admitted(request, cached)
         return blocks
 
     def _reclaim(self, request: Request, *, admitting: bool) -> bool:
         """Give up one pin. A waiting turn's own pin is its prefix hit: last, if nothing runs."""
         own = self.turn(request) if admitting else None
-        reclaimed = self.pins.reclaim(self.view, self._now_ps, own) or (
-            not self.running and self.pins.reclaim(self.view, self._now_ps, None)
+        reclaimed = self.pins.reclaim(self._now_ps, own) or (
+            not self.running and self.pins.reclaim(self._now_ps, None)
         )
         self._resort = self._resort or reclaimed
         return reclaimed
@@ -355,8 +359,7 @@ class PolicyScheduler(Scheduler):
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         now_s, turns = to_s(self._now_ps), self._turns
         scheduled = scheduler_output.num_scheduled_tokens
-        for request_id in scheduled:
-            turns[request_id].last_scheduled_s = now_s
+        turns.scheduled(scheduled, now_s)
         for request_id, quantum in self._quanta.items():
             if num_tokens := scheduled.get(request_id, 0):
                 self.order.on_scheduled(turns[request_id], num_tokens, quantum, now_s)

@@ -79,6 +79,12 @@ class TokenStreams:
             num_same = shared // self._block_size
         return known[:num_same]
 
+    def known_hashes(self, request: Request) -> list[bytes]:
+        """Hashes of leading blocks of a turn that earlier turns had, as far as they are known."""
+        shared = request.prefix_tokens if request.prefix_id >= 0 else 0
+        context = self._contexts.get(request.session)
+        return self._known_hashes(request, context, min(shared, request.reused_tokens))
+
     def hashed(self, request: Request, block_hashes: list[bytes]) -> None:
         """The engine hashed a turn's prompt: keep what later prompts can share."""
         if request.session in self._contexts:

@@ -59,7 +59,7 @@ class Rows(array):  # type: ignore[type-arg]  # array[int] is no class before Py
 class StreamedLog(EventLog):
     """An event log whose rows are sent."""
 
-    def __init__(self, outlet: Outlet, *, batch_events: int) -> None:
+    def __init__(self, outlet: CellOutlet, *, batch_events: int) -> None:
         super().__init__()
         self.boot = secrets.token_hex(8)
         rows = Rows("q")
@@ -104,7 +104,7 @@ class StreamedLog(EventLog):
         return WireEvent(time_ps, kind, session, turn, call, args, name, tool_class, session_id)
 
 
-class Outlet:
+class CellOutlet:
     """Sends what happens in one cell; a ``CellStream``.
 
     In virtual time a full queue makes the cell wait: its results do not depend on the wall clock.

@@ -13,7 +13,7 @@ from marsbench.engine.link import wire
 from marsbench.engine.link.wire import Batch, WireEvent
 from marsbench.errors import EngineError
 
-VERSION = 1
+VERSION = 2
 MARK_PREFIX = b"marsbench.run."
 MARK_TOPIC = MARK_PREFIX + str(VERSION).encode()
 ALL_TOPICS = b"marsbench."
@@ -59,6 +59,8 @@ class AttemptBegin(msgspec.Struct, array_like=True, frozen=True, tag="attempt_be
     rate_per_s: float | None
     seed: int
     tool_cores: int
+    host_kv_gib: float | None
+    replicas: int | None
     session_ids: tuple[str, ...]
     """Session index -> id."""
     live: bool

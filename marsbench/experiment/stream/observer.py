@@ -6,7 +6,7 @@ import time
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zmq
@@ -90,12 +90,23 @@ class Attempt:
         return log
 
 
-class Observer:
-    """Subscribes to one run. ``keep``: remember all events, for ``write``."""
+class Follower(Protocol):
+    """Hears what an observer hears, as it comes."""
 
-    def __init__(self, address: str, *, keep: bool) -> None:
+    def begin(self, begin: AttemptBegin) -> None:
+        """An attempt at a cell begins."""
+
+    def event(self, boot: str, event: WireEvent) -> None:
+        """An event of that attempt."""
+
+
+class Observer:
+    """Subscribes to one run. ``keep``: remember all events, for ``write``; ``follower``: tell it, too."""
+
+    def __init__(self, address: str, *, keep: bool, follower: Follower | None = None) -> None:
         self._address = address
         self._keep = keep
+        self._follower = follower
         self.run: RunBegin | None = None
         self.end: RunEnd | None = None
         self.gone = False
@@ -185,6 +196,8 @@ class Observer:
                 self.run = message
             case AttemptBegin(boot=boot):
                 self._last = self._attempts[boot] = Attempt(message)
+                if self._follower is not None:
+                    self._follower.begin(message)
             case Batch():
                 self._batch(message)
             case AttemptEnd(boot=boot):
@@ -214,6 +227,8 @@ class Observer:
             attempt.count(event)
             if self._keep:
                 attempt.keep(event)
+            if self._follower is not None:
+                self._follower.event(batch.boot, event)
 
     def _attempt_ended(self, end: AttemptEnd, attempt: Attempt | None) -> None:
         if attempt is not None:

@@ -87,6 +87,6 @@ def cell_stream(target: Target | None, index: int, key: CellKey) -> CellStream:
     """What takes the events of a cell; ``Silent`` if the run has no stream."""
     if target is None:
         return Silent()
-    from marsbench.experiment.stream.cell import Outlet  # ZeroMQ only where it is used
+    from marsbench.experiment.stream.cell import CellOutlet  # ZeroMQ only where it is used
 
-    return Outlet(target, index, key)
+    return CellOutlet(target, index, key)

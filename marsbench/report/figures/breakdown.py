@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from marsbench.report.data import ReportData, over_seeds
-from marsbench.report.style import COMPONENT_COLORS, legend, panels
+from marsbench.report.chart import Bars, Chart, Mark, Panel
+from marsbench.report.data import ReportData, spread
+from marsbench.report.style import COMPONENT_LOOKS, LOAD_LOOK
+
+ROOM = 1.05
+"""The longest bar ends before the frame does."""
 
 
-def draw(data: ReportData) -> Figure | None:
+def draw(data: ReportData) -> Chart:
     """Mean seconds of a completed session by component, at the lowest and the highest load."""
-    loads = data.x_values
-    loads = loads if len(loads) < 2 else [loads[0], loads[-1]]
-    figure, axes = panels(1, len(loads))
-    for panel, load in zip(axes, loads, strict=True):
-        _stack(panel, data.at(load))
-        panel.set_title(data.place(load))
-    legend(figure, axes[0])
-    return figure
+    loads = dict.fromkeys([data.x_values[0], data.x_values[-1]])
+    return Chart([_stack(data.at(load), data.place(load)) for load in loads], columns=2)
 
 
-def _stack(axes: Axes, data: ReportData) -> None:
+def _stack(data: ReportData, title: str) -> Panel:
     systems = data.systems
-    left = np.zeros(len(systems))
-    for name, color in COMPONENT_COLORS.items():
-        table = over_seeds(data.cells, ["system"], f"latency_breakdown_s.{name}")
-        width = table.set_index("system")["mean"].reindex(systems).fillna(0.0).to_numpy()
-        axes.barh(
-            systems, width, left=left, color=color, label=name.replace("_", " "),
-            height=0.72, edgecolor="white", linewidth=0.4,
-        )  # fmt: skip
-        left += width
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.set(xlabel="mean session latency (s)", xlim=(0, None))
+    start = np.zeros(len(systems))
+    marks: list[Mark] = []
+    shown = dict(COMPONENT_LOOKS)
+    if "latency_breakdown_s.load" in data.cells:
+        shown = {"backlog": shown["backlog"], "queue": shown["queue"], "load": LOAD_LOOK} | shown
+    for name, look in shown.items():
+        table = spread(data.cells, ["system"], f"latency_breakdown_s.{name}")
+        length = table.set_index("system")["mean"].reindex(systems).fillna(0.0).to_numpy()
+        words = name.replace("_", " ")
+        marks.append(Bars(words, systems, start.tolist(), length.tolist(), look))
+        start = start + length
+    longest = float(start.max()) * ROOM
+    return Panel(
+        marks, "mean session latency (s)", title=title, x_range=(0.0, longest or None), rows=systems
+    )

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
-
+from marsbench.report.chart import Chart, Rule
 from marsbench.report.data import ReportData
-from marsbench.report.series import draw_series
-from marsbench.report.style import legend, panels
+from marsbench.report.series import over_load
 
 
-def draw(data: ReportData) -> Figure:
+def draw(data: ReportData) -> Chart:
     """Prefix cache hit rate and recomputed tokens; dotted: an infinite cache."""
-    figure, (left, right) = panels(1, 2)
-    draw_series(left, data, "prefix_cache_hit_rate")
-    draw_series(right, data, "recomputed_tokens")
-    against_load = len(data.x_values) > 1
+    hits = over_load(data, "prefix_cache_hit_rate", share=True)
     best = data.cells["theoretical_prefix_cache_hit_rate"].dropna()
     if len(best):
-        line = left.axhline if against_load else left.axvline
-        line(
-            float(best.astype(float).mean()), color="#222222", linestyle=":", label="infinite cache"
-        )
-    left.set(**{"ylim" if against_load else "xlim": (0, 1.02)})
-    if against_load or len(best):
-        legend(figure, left)
-    return figure
+        axis = "y" if len(data.x_values) > 1 else "x"
+        hits.marks.append(Rule("infinite cache", float(best.astype(float).mean()), axis))
+    return Chart([hits, over_load(data, "recomputed_tokens")], columns=2)

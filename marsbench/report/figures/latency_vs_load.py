@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
-
+from marsbench.report.chart import Chart
 from marsbench.report.data import ReportData
-from marsbench.report.series import draw_series
-from marsbench.report.style import legend, panels
+from marsbench.report.series import over_load
 
 
-def draw(data: ReportData) -> Figure:
-    """Mean and 95th percentile against load; bars are 95 % intervals over seeds."""
-    figure, (left, right) = panels(1, 2)
-    draw_series(left, data, "session_latency_s.mean")
-    draw_series(right, data, "session_latency_s.p95")
-    if len(data.x_values) > 1:
-        legend(figure, left)
-    return figure
+def draw(data: ReportData) -> Chart:
+    """Mean, P90 and P99 of the sessions of a cell; bars run from the lowest to the highest seed."""
+    names = ("session_latency_s.mean", "session_latency_s.p90", "session_latency_s.p99")
+    return Chart([over_load(data, name) for name in names])

@@ -12,10 +12,10 @@ pytest.importorskip("aiohttp")
 
 from typer.testing import CliRunner
 
-from marsbench.cli import app
+from marsbench.cli import RunFailed, app, validate_live
 from marsbench.engine.live.fake_server import Behaviour, FakeServer
 from marsbench.engine.profile import load_profile
-from marsbench.errors import ConfigError
+from marsbench.errors import ConfigError, EngineError
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_simulator_and_server(url, trace, tmp_path, monkeypatch):
     """Sessions, totals and the order of two systems, as JSON and as text, and a figure."""
     monkeypatch.chdir(tmp_path)
     line = ["validate", "--engines", "sim,vllm", "-w", str(trace), "-n", "3", "--rate", "4",
-            "--profile", "tiny-cpu", "-c", f"url={url}"]  # fmt: skip
+            "--profile", "tiny-cpu", "-c", f"url={url}", "--tolerance", "5"]  # fmt: skip
     done = CliRunner().invoke(
         app, [*line, "-s", "vllm,concur", "--json", "--figure", "agreement.png"]
     )
@@ -72,7 +72,36 @@ def test_simulator_and_server(url, trace, tmp_path, monkeypatch):
     assert "mean, seed 5" in done.stdout
 
 
-@pytest.mark.parametrize("more", [("--figure", "x.png"), ("--seeds", "2")])
+def test_engines_that_differ_too_much_fail(trace):
+    """A server that is many times as slow as the profile says fails the command in one line, after
+    the numbers; a tolerance that is wide enough lets it pass."""
+    slow = Behaviour(ttft_s=0.3, itl_s=0.05, num_blocks=512, block_size=128)
+    with in_a_thread(FakeServer(slow)) as url:
+        line = ["validate", "--engines", "sim,vllm", "-w", str(trace), "-n", "1", "--rate", "4",
+                "--profile", "tiny-cpu", "-c", f"url={url}"]  # fmt: skip
+        done = CliRunner().invoke(app, line)
+        assert "mean_latency_s" in done.stdout
+        with pytest.raises(
+            RunFailed, match=r"vllm on vllm is \+.*beyond --tolerance 0.25"
+        ) as caught:
+            raise done.exception
+        assert caught.value.code == 1
+        assert CliRunner().invoke(app, [*line, "--tolerance", "100"]).exit_code == 0
+
+
+def test_a_misfit_is_said_before_anything_is_played(trace, monkeypatch):
+    """Flags with which the server would not start are refused before the simulator plays its part."""
+    monkeypatch.setattr(validate_live, "_play", lambda *_: pytest.fail("it played"))
+    flags = ("-c", "num_blocks=8")
+    done = CliRunner().invoke(
+        app,
+        ["validate", "--engines", "sim,vllm", "-w", str(trace), "--profile", "tiny-cpu", *flags],
+    )
+    with pytest.raises(EngineError, match="max_model_len=32768 does not fit 8 KV blocks"):
+        raise done.exception
+
+
+@pytest.mark.parametrize("more", [("--figure", "x.png"), ("--seeds", "2"), ("--tolerance", "1")])
 def test_figures_and_seeds_are_of_live_engines(trace, more):
     """Engines that can be compared step by step need neither."""
     done = CliRunner().invoke(app, ["validate", "-w", str(trace), *more])

@@ -95,6 +95,17 @@ def test_a_run_that_did_not_finish(address, last, said):
     assert len(talk.splitlines()) == 1
 
 
+def test_silence_is_said(address):
+    """Where nothing is published watch says so after a few seconds, and goes on waiting."""
+    watch = watching(address)
+    assert watch.stderr is not None
+    said = watch.stderr.readline()
+    watch.kill()
+    watch.communicate()
+    assert "nothing is published at" in said
+    assert f"--stream {address}" in said
+
+
 def test_waiting_for_observers_of_nothing(capsys):
     """--stream-wait without --stream would never begin: refused."""
     with pytest.raises(SystemExit) as stopped:

@@ -9,8 +9,9 @@ from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, ToolCall, Turn
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
-from marsbench.engine.driver import run_cell
+from marsbench.engine.plan import CellPlan
 from marsbench.engine.sim.core import SimCore
+from marsbench.engine.virtual import VirtualEngine
 from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -31,16 +32,19 @@ def latencies_s(sessions, arrivals_s, step_ps):
     )
     policies = Policies()
     log = EventLog()
-    run_cell(
-        sessions=sessions,
-        arrivals=ArrivalPlan(
-            times_ps=tuple(int(at * 1000 * MS) for at in arrivals_s), closed_loop=None
+    VirtualEngine(SimCore).run(
+        CellPlan(
+            sessions=tuple(sessions),
+            arrivals=ArrivalPlan(
+                times_ps=tuple(int(at * 1000 * MS) for at in arrivals_s), closed_loop=None
+            ),
+            policies=policies,
+            flags=config,
+            cost=cost,
+            tools=Modelled(1),
+            tool_cores=1,
         ),
-        core_factory=lambda listener: SimCore(config, cost, policies, listener),
-        policies=policies,
-        tools=Modelled(1),
-        tool_cores=1,
-        log=log,
+        log,
     )
     rows = log.to_numpy()
     ends = np.zeros(len(sessions))

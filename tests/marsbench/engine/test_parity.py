@@ -13,7 +13,7 @@ from marsbench.core import Session, SharedPrefix, Turn, to_ps
 from marsbench.engine.adversary import UNTIL_PS, make_case
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
-from marsbench.engine.parity import RunLog, Script, first_difference, run, scripts, summary
+from marsbench.engine.parity import FixedScript, RunLog, first_difference, run, scripts, summary
 from marsbench.engine.sim.core import SimCore
 from marsbench.errors import EngineError
 from marsbench.system import Policies
@@ -27,7 +27,9 @@ COST = StepCost.from_coefficients(
 ROOMY = EngineConfig(num_blocks=5000, max_model_len=60_000)
 
 
-def agents(num: int, *, shared: int = 0, first: int = 1500, resent: float = 1.0) -> list[Script]:
+def agents(
+    num: int, *, shared: int = 0, first: int = 1500, resent: float = 1.0
+) -> list[FixedScript]:
     """Agents of eight turns that arrive 50 ms apart; every second one has the same prefix."""
     sessions = []
     for k in range(num):

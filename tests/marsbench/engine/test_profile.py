@@ -6,14 +6,8 @@ import pytest
 import yaml
 
 from marsbench.engine.cost import StepCost
-from marsbench.engine.profile import (
-    PROFILES,
-    Experts,
-    Gpu,
-    derive,
-    list_profiles,
-    load_profile,
-)
+from marsbench.engine.hardware import Experts, Gpu, derive
+from marsbench.engine.profile import PROFILES, list_profiles, load_profile
 from marsbench.errors import ConfigError
 
 H100_SXM = Gpu(name="H100 SXM", tflops=989, bandwidth_gb_per_s=3350, memory_gb=80)
@@ -239,7 +233,8 @@ def test_every_shipped_profile_is_usable(name):
     assert (context.num_blocks, context.tool_cores, context.seed) == (config.num_blocks, 16, 3)
     assert context.prefill_tokens_per_s > 1000
     assert 0 < context.decode_step_s < 0.1
-    assert StepCost.from_dict(profile.step_cost().to_dict()) == profile.step_cost()
+    again = StepCost.from_dict(profile.step_cost().to_dict())
+    assert again.with_link(profile.link_cost()) == profile.step_cost()
 
 
 def test_policy_context_is_derived_from_the_step_cost():
@@ -374,3 +369,44 @@ def test_unreadable_files(tmp_path):
     path.write_text("- 1")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_profile(path)
+
+
+# ---- host memory
+
+
+def test_a_profile_says_what_copies_to_host_memory_take():
+    """98,304 B of KV a token at 50 GB/s are 1.966 us; with two GPUs each copies its half."""
+    link = load_profile("h100-nvl/qwen3-coder-30b-a3b").link_cost()
+    assert link is not None
+    assert link.h2d_token_ps == link.d2h_token_ps == 1_966_080
+    assert link.latency_ps == 20_000_000
+    assert link.token_bytes == 98_304
+    two = load_profile("h200-nvl/qwen3-32b-tp2")
+    model, pair = two.model, two.link_cost()
+    assert model is not None
+    assert pair is not None
+    assert pair.h2d_token_ps == round(model.kv_bytes_per_token / 2 / 50e9 * 1e12)
+
+
+def test_host_memory_holds_whole_chunks():
+    """1 GiB per GPU holds as many chunks as its bytes, rounded up to pages, go into it."""
+    profile = load_profile("h100-nvl/qwen3-coder-30b-a3b")
+    assert profile.engine_config().host_chunks == 0
+    assert profile.engine_config(1.0).host_chunks == (1 << 30) // (98_304 * 16)
+    assert profile.engine_config(1.0, blocks_per_chunk=4).host_chunks == (1 << 30) // (98_304 * 64)
+    two = load_profile("h200-nvl/qwen3-32b-tp2")
+    assert two.model is not None
+    per_block = two.model.kv_bytes_per_token * 16
+    assert two.engine_config(1.0).host_chunks == (2 << 30) // per_block
+    assert profile.engine_config(1.0, host_chunks=7).host_chunks == 7
+
+
+def test_host_memory_that_cannot_be_is_one_line():
+    """Too much, too little, and a profile that knows nothing of it."""
+    profile = load_profile("h100-nvl/qwen3-coder-30b-a3b")
+    with pytest.raises(ConfigError, match="256 GiB of host memory per GPU"):
+        profile.engine_config(257.0)
+    with pytest.raises(ConfigError, match="less than one chunk of 1600 tokens"):
+        profile.engine_config(0.1, blocks_per_chunk=100)
+    with pytest.raises(ConfigError, match="no `host` block"):
+        load_profile("tiny-cpu").engine_config(1.0)

@@ -69,10 +69,12 @@ def trace(tmp_path):
 
 @pytest.fixture
 def run(trace, tmp_path):
-    """run(out="a", **flags) -> (result, recorder); options of run_experiment by name."""
+    """run(out="a", **flags) -> (result, recorder); options of run_experiment by name, ``on`` an engine."""
 
-    def go(out="run", *, jobs=1, resume=False, overwrite=False, run_cell=None, **flags):
-        stream = {name: flags.pop(name) for name in ("stream", "stream_wait") if name in flags}
+    def go(out="run", *, jobs=1, resume=False, overwrite=False, on=None, **flags):
+        more = {
+            name: flags.pop(name) for name in ("stream", "stream_wait", "shard") if name in flags
+        }
         recorder = Recorder()
         given = {
             "workload": [str(trace)], "system": ["vllm"], "sessions": 6,
@@ -86,9 +88,15 @@ def run(trace, tmp_path):
             resume=resume,
             overwrite=overwrite,
             cache=tmp_path / "cache",
-            run_cell=run_cell,
-            **stream,
+            engine=on,
+            **more,
         )
         return result, recorder
 
     return go
+
+
+@pytest.fixture
+def recorder():
+    """The class of a reporter that remembers what it was told."""
+    return Recorder

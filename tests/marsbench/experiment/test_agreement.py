@@ -8,9 +8,11 @@ import pytest
 
 from marsbench.experiment.agreement import (
     Played,
+    disagreement,
     order_agreement,
     played,
     played_all,
+    quicker_than_ideal,
     session_errors,
 )
 
@@ -38,6 +40,30 @@ def test_order_of_systems():
     assert (found.same, found.pairs, found.flipped) == (2, 3, (("x", "y"),))
     assert order_agreement({"x": 1.0, "y": 2.0}, {"x": 1.0, "y": 1.0}).same == 0
     assert order_agreement({"x": 1.0}, {"x": 2.0}).pairs == 0
+
+
+def test_means_beyond_the_tolerance():
+    """10 s against 14 s are 40 % apart: 0.25 does not pass, 0.45 does, and the worst system is named
+    with its sign; a mean that one engine does not have never passes."""
+
+    def means(first, second):
+        return tuple(Played({}, {"mean_latency_s": value}) for value in (first, second))
+
+    pairs = {"x": means(10.0, 14.0), "y": means(10.0, 7.0), "z": means(10.0, 11.0)}
+    found = disagreement(pairs, ("sim", "vllm"), 0.25)
+    assert found.startswith("sim and vllm do not agree on 2 of 3 systems")
+    assert "latency of x on vllm is +40%" in found
+    assert disagreement(pairs, ("sim", "vllm"), 0.45) is None
+    lost = {"x": means(10.0, math.nan)}
+    assert disagreement(lost, ("sim", "vllm"), 9.0) == "x: no session completed on vllm"
+
+
+def test_sessions_quicker_than_their_ideal():
+    """A slowdown below 1 cannot be of a good profile: it is said how many there are, and the least."""
+    assert quicker_than_ideal([1.0, 2.5, math.nan]) is None
+    found = quicker_than_ideal([0.46, 0.99, 1.2, math.nan])
+    assert found.startswith("2 of 3 sessions took less time than their simulated ideal")
+    assert "down to 0.46" in found
 
 
 def test_totals_of_a_log(two_turns):

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from marsbench.cli import app
 from marsbench.config import load_config
 from marsbench.engine.live.fake_server import Behaviour, FakeServer
-from marsbench.errors import ConfigError
+from marsbench.errors import ConfigError, EngineError
+from marsbench.experiment import lab
 from marsbench.experiment.lab import Lab
 from marsbench.experiment.memo import Memo
 from marsbench.experiment.pool import Pool
@@ -75,7 +76,7 @@ def test_run_on_a_url(trace, tmp_path, url):
         ("concur", "vllm"),
     ]
     for cell in cells:
-        assert cell["sessions"] == {"arrived": 6, "completed": 6, "failed": 0}
+        assert cell["sessions"] == {"arrived": 6, "distinct": 6, "completed": 6, "failed": 0}
         assert cell["live"]["turns"] == 12
         assert cell["live"]["failed_turns"] == cell["live"]["wrong_prompt_lengths"] == 0
         assert cell["metrics"]["session_slowdown"]["mean"] > 0
@@ -85,6 +86,54 @@ def test_run_on_a_url(trace, tmp_path, url):
         )
     environment = json.loads((tmp_path / "out" / "environment.json").read_text())
     assert environment["server_flags"] == {"url": url, "model": "fake"}
+
+
+def test_sessions_quicker_than_alone_are_a_warning(trace, tmp_path):
+    """A server that answers at once is faster than its profile's simulation: the cell says so, on
+    stderr and in the summary."""
+    quick = Behaviour(num_blocks=512, block_size=128)
+    with in_a_thread(FakeServer(quick)) as url:
+        done = run(
+            trace, tmp_path, "-s", "vllm", "--engine", "vllm", "--rate", "1000",
+            "--profile", str(_slow_profile(tmp_path)), "-c", f"engine.params.url={url}",
+            "--tools", "recorded",
+        )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    warnings = [text for cell in cells for text in cell.get("warnings", ())]
+    assert any("6 of 6 sessions took less time than their simulated" in text for text in warnings)
+
+
+def _slow_profile(folder):
+    """The tiny profile with steps of 10 s: no machine is so busy that it cannot be faster."""
+    from marsbench.profiles import PROFILES
+
+    text = (
+        (PROFILES / "tiny-cpu.yaml")
+        .read_text()
+        .replace("o_step: 7500000000", "o_step: 10000000000000")
+    )
+    (folder / "slow.yaml").write_text(text)
+    return folder / "slow.yaml"
+
+
+def test_a_misfit_is_said_before_anything_is_simulated(trace, monkeypatch):
+    """A model length that does not fit the KV cache is refused by the check, once, before the first
+    simulation; at an address it is the server's own business."""
+    monkeypatch.setattr(lab, "try_out", lambda *_, **__: pytest.fail("it simulated"))
+
+    def check(*more):
+        config = load_config(
+            flags={"workload": [str(trace)], "profile": ["tiny-cpu"], "split": "all"},
+            overrides=["engine=vllm", "engine.params.num_blocks=8", *more],
+        )
+        with Pool(1) as pool:
+            Lab(config, Memo(None, print), pool, None).check()
+
+    with pytest.raises(EngineError, match="max_model_len=32768 does not fit 8 KV blocks"):
+        check()
+    with pytest.raises(pytest.fail.Exception, match="it simulated"):
+        check("engine.params.url=http://127.0.0.1:9")
 
 
 def test_system_inside_the_engine_is_refused(trace, tmp_path, url):

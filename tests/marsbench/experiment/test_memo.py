@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from marsbench import sources
 from marsbench.core import Session, Turn
+from marsbench.experiment import memo
 from marsbench.experiment.memo import Memo, code_digest, session_digest
 
 
@@ -46,6 +50,32 @@ def test_session_digest_is_of_content():
 
 
 def test_code_digest_covers_packages():
-    """Tuned parameters depend on the code of the policy's package too."""
-    assert code_digest() == code_digest()
-    assert code_digest() != code_digest(["baselines"])
+    """Tuned parameters depend on the code of the policy's package too, and on the engine."""
+    assert code_digest("sim") == code_digest("sim")
+    assert code_digest("sim") != code_digest("sim", ["baselines"])
+    assert code_digest("sim") != code_digest("vllm-core")
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("marsbench.engine.sim.batch", True),
+        ("marsbench.engine.sim.kv", True),
+        ("marsbench.engine.life", True),
+        ("marsbench.tools.modelled", True),
+        ("marsbench.scheduler.base", True),
+        ("marsbench.engine.vllm.core", False),
+        ("marsbench.engine.live.client", False),
+        ("marsbench.engine.parity", False),
+        ("marsbench.engine.fit", False),
+        ("marsbench.report.style", False),
+    ],
+)
+def test_code_digest_is_of_what_simulates(monkeypatch, tmp_path, module, counts):
+    """A change in a module that a simulation runs discards what was measured; others do not."""
+    before = code_digest("sim")
+    changed = tmp_path / "changed.py"
+    changed.write_text("another = 1")
+    real = sources.path_of
+    monkeypatch.setattr(memo, "path_of", lambda name: changed if name == module else real(name))
+    assert (code_digest("sim") != before) is counts

@@ -6,11 +6,11 @@ import json
 
 import pandas as pd
 import pytest
+from watched_engine import WatchedEngine
 
 from marsbench.config import load_config
-from marsbench.engine.driver import run_cell as real_run_cell
 from marsbench.errors import ConfigError, PolicyError, ResultsError
-from marsbench.runfolder import RunFolder, read_summary
+from marsbench.runfolder import RunFolder, read_summary, read_table
 
 
 def _same(folder) -> dict:
@@ -22,21 +22,18 @@ def _same(folder) -> dict:
     return summary
 
 
-class Breaking:
-    """The real driver, but the given call to it (from 1) raises."""
+def breaking(error: BaseException, *, at_session_count: int, on_system_call: int):
+    """The simulator, but the given run (from 1) of so many arriving sessions raises."""
+    calls = 0
 
-    def __init__(self, error: BaseException, *, at_session_count: int, on_system_call: int) -> None:
-        self.error = error
-        self.at = on_system_call
-        self.sessions = at_session_count
-        self.calls = 0
+    def check(plan):
+        nonlocal calls
+        if len(plan.sessions) == at_session_count and plan.arrivals.closed_loop is None:
+            calls += 1
+            if calls == on_system_call:
+                raise error
 
-    def __call__(self, **given):
-        if len(given["sessions"]) == self.sessions and given["arrivals"].closed_loop is None:
-            self.calls += 1
-            if self.calls == self.at:
-                raise self.error
-        return real_run_cell(**given)
+    return WatchedEngine(before=check)
 
 
 def test_run_folder_holds_the_contract(run):
@@ -51,7 +48,7 @@ def test_run_folder_holds_the_contract(run):
     ]  # fmt: skip
     assert cells[2]["rate_per_s"] == pytest.approx(2 * cells[0]["rate_per_s"])
     for cell in cells:
-        assert cell["sessions"] == {"arrived": 6, "completed": 6, "failed": 0}
+        assert cell["sessions"] == {"arrived": 6, "distinct": 6, "completed": 6, "failed": 0}
         assert cell["metrics"]["session_slowdown"]["mean"] >= 0.999
         assert 0 <= cell["metrics"]["theoretical_prefix_cache_hit_rate"] <= 1
     assert result.complete
@@ -86,7 +83,9 @@ def test_rerun_of_the_resolved_config_is_identical(run, tmp_path):
     flags = {name: getattr(again, name) for name in type(again).model_fields}
     second, recorder = run("b", **flags)
     assert _same(first.folder) == _same(second.folder)
-    assert not recorder.stages, "capacity and ideals are remembered"
+    assert not [s for s in recorder.stages if "distinct" not in s], (
+        "capacity and ideals are remembered"
+    )
 
 
 @pytest.mark.slow
@@ -100,8 +99,8 @@ def test_processes_do_not_change_results(run):
 
 def test_failed_cell_keeps_the_others(run):
     """A policy that breaks fails its own cell; the run is incomplete and can be resumed."""
-    broken = Breaking(PolicyError("no order"), at_session_count=6, on_system_call=2)
-    result, recorder = run(system=["vllm", "static", "fixed-ttl"], run_cell=broken)
+    broken = breaking(PolicyError("no order"), at_session_count=6, on_system_call=2)
+    result, recorder = run(system=["vllm", "static", "fixed-ttl"], on=broken)
     assert not result.complete
     assert [(cell.system, str(error)) for cell, error in result.failures] == [
         ("static", "no order")
@@ -118,8 +117,8 @@ def test_failed_cell_keeps_the_others(run):
 
 def test_interrupt_keeps_finished_cells(run):
     """Ctrl-C in the second cell: the first is kept, the run says that it was interrupted."""
-    broken = Breaking(KeyboardInterrupt(), at_session_count=6, on_system_call=2)
-    result, recorder = run(system=["vllm", "static"], run_cell=broken)
+    broken = breaking(KeyboardInterrupt(), at_session_count=6, on_system_call=2)
+    result, recorder = run(system=["vllm", "static"], on=broken)
     assert result.interrupted
     assert not result.complete
     assert recorder.ended
@@ -130,9 +129,9 @@ def test_interrupt_keeps_finished_cells(run):
 
 def test_run_cut_off_before_its_first_cell_is_no_run(run, tmp_path):
     """A folder without any finished cell is used again without being asked."""
-    broken = Breaking(AssertionError("early"), at_session_count=6, on_system_call=1)
+    broken = breaking(AssertionError("early"), at_session_count=6, on_system_call=1)
     with pytest.raises(AssertionError):
-        run(run_cell=broken)
+        run(on=broken)
     assert (tmp_path / "run" / "config.yaml").is_file()
     result, _ = run(sessions=5)
     assert result.complete
@@ -140,9 +139,9 @@ def test_run_cut_off_before_its_first_cell_is_no_run(run, tmp_path):
 
 def test_broken_invariant_stops_the_run(run, tmp_path):
     """An assertion is no user error: it surfaces, with a note on where finished cells are."""
-    broken = Breaking(AssertionError("blocks lost"), at_session_count=6, on_system_call=2)
+    broken = breaking(AssertionError("blocks lost"), at_session_count=6, on_system_call=2)
     with pytest.raises(AssertionError, match="blocks lost") as caught:
-        run(system=["vllm", "static"], run_cell=broken)
+        run(system=["vllm", "static"], on=broken)
     assert any(str(tmp_path / "run") in note for note in caught.value.__notes__)
     assert any("system static" in note for note in caught.value.__notes__)
     assert [cell["system"] for cell in read_summary(tmp_path / "run")["cells"]] == ["vllm"]
@@ -261,3 +260,24 @@ def test_wrong_names_are_found_before_anything_runs(run, tmp_path, flags, line):
         run(**flags)
     assert line in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_recorded_session_is_replayed_once(run):
+    """A trace of 16 sessions and a request for 16 gives each of them once, and the first line says
+    how many are distinct."""
+    result, recorder = run(sessions=16, rate_per_s=[0.01], load=[])
+    assert result.summary["cells"][0]["sessions"]["distinct"] == 16
+    ids = read_table(result.folder, "sessions")["session_id"].astype(str)
+    assert sorted(ids) == sorted(f"s{k}" for k in range(16))
+    assert recorder.stages[0].startswith(
+        "small: 16 sessions a cell, 16 distinct; 16 distinct in all"
+    )
+
+
+def test_repeats_are_counted_and_said(run):
+    """Forty sessions of a trace of 16 are 16 distinct ones, in the run's first line and its summary."""
+    result, recorder = run(sessions=40, seeds=2, rate_per_s=[0.01], load=[])
+    counts = [cell["sessions"] for cell in result.summary["cells"]]
+    assert [(c["arrived"], c["distinct"]) for c in counts] == [(40, 16)] * 2
+    assert "40 sessions a cell, 16 distinct; 16 distinct in all" in recorder.notes[0]
+    assert "ask for fewer with --sessions" in recorder.notes[0]

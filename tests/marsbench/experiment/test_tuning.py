@@ -8,7 +8,7 @@ import pytest
 
 from marsbench.core import PolicyContext
 from marsbench.errors import ConfigError
-from marsbench.experiment.tuning import candidates, mean_latency_s, pick, resolve
+from marsbench.experiment.tuning import candidates, mean_latency_s, pick, resolve, search
 from marsbench.system import System
 
 
@@ -81,3 +81,41 @@ def test_grids_name_real_parameters():
 
 def _fields(context: PolicyContext) -> dict:
     return {name: getattr(context, name) for name in context.__dataclass_fields__}
+
+
+def searched(tunable, cost, limits=None):
+    """What tuning tries for a grid when the mean latency is ``cost`` of the parameters."""
+    system = System("x", "", tunable=tunable, limits=limits or {})
+    return search(system, lambda wanted: [cost(**params) for params in wanted])
+
+
+def test_a_best_value_on_the_edge_widens_the_grid_until_it_is_inside():
+    """Best at 50, grid 1 to 4: 8, 16, 32, 64 and 128 follow, then 64 is inside. Downwards likewise."""
+    tried = searched({"a": (1, 2, 4)}, lambda a: abs(a - 50))
+    assert [params["a"] for params, _ in tried] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert pick(tried) == {"a": 64}
+    down = searched({"a": (1.0, 2.0)}, lambda a: abs(a - 0.3))
+    assert [params["a"] for params, _ in down] == [1.0, 2.0, 0.5, 0.25, 0.125]
+
+
+def test_a_best_value_inside_the_grid_or_at_its_limit_widens_nothing():
+    """A share of 1 cannot grow; 0 is the least value unless a system says otherwise."""
+    assert len(searched({"a": (1, 2, 3)}, lambda a: abs(a - 2))) == 3
+    assert len(searched({"a": (0.5, 1.0)}, lambda a: -a, {"a": (0.0, 1.0)})) == 2
+    assert len(searched({"a": (0, 1)}, lambda a: a)) == 2
+    assert [p["a"] for p, _ in searched({"a": (0.6, 0.9)}, lambda a: -a, {"a": (0.0, 1.0)})] == [
+        0.6, 0.9, 1.0,
+    ]  # fmt: skip
+
+
+def test_two_parameters_on_their_edges_move_one_at_a_time_and_together():
+    """Both are best at 8: from (2, 2) on to (4, 2), (2, 4) and (4, 4), and so on until inside."""
+    tried = searched({"a": (1, 2), "b": (1, 2)}, lambda a, b: abs(a - 8) + abs(b - 8))
+    assert [tuple(p.values()) for p, _ in tried[4:7]] == [(4, 2), (2, 4), (4, 4)]
+    assert pick(tried) == {"a": 8, "b": 8}
+    assert max(p["a"] for p, _ in tried) == 16
+
+
+def test_a_parameter_that_changes_nothing_is_not_widened_for_ever():
+    """Equal latencies keep the first candidate, which one step outwards puts inside."""
+    assert len(searched({"a": (1.0, 2.0, 4.0)}, lambda a: 7.0)) == 4

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import socket
+import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 
 import httpx
@@ -14,9 +18,9 @@ import uvicorn
 
 from marsbench.core import PolicyContext
 from marsbench.gateway.app import Gateway
-from marsbench.gateway.fake_backend import FakeBackend
-from marsbench.gateway.server import make_server
-from marsbench.gateway.settings import GatewaySettings, Limits, Waits
+from marsbench.gateway.backends.fake import FakeAnswer, FakeBackend
+from marsbench.gateway.http.server import make_server
+from marsbench.gateway.settings import GatewaySettings, Limits, Timeouts
 from marsbench.system import System
 
 CONTEXT = PolicyContext(
@@ -98,7 +102,7 @@ def backend_server(app: FakeBackend) -> uvicorn.Server:
 
 @contextlib.asynccontextmanager
 async def run_rig(
-    *plans, system=STOCK, backends=None, limits=None, waits=None, headers=None, **settings
+    *plans, system=STOCK, backends=None, limits=None, timeouts=None, headers=None, **settings
 ):
     """A gateway over one backend per plan (or the given backends)."""
     fakes = (
@@ -110,17 +114,17 @@ async def run_rig(
     ports = [sock.getsockname()[1] for sock in sockets]
     running = [await start(backend_server(f), s) for f, s in zip(fakes, sockets, strict=True)]
     gateway_socket = listen()
-    waits = {
+    timeouts = {
         "start_s": 5.0,
-        "telemetry_s": 0.05,
+        "telemetry_s": 0.1,
         "health_s": 0.1,
         "session_idle_s": 30.0,
-        **(waits or {}),
+        **(timeouts or {}),
     }
     made = GatewaySettings(
         backends=tuple(f"http://127.0.0.1:{port}" for port in ports),
         limits=Limits(**(limits or {})),
-        waits=Waits(**waits),
+        timeouts=Timeouts(**timeouts),
         **settings,
     )
     gateway = Gateway(made, system, CONTEXT)
@@ -162,3 +166,62 @@ def eventually():
 def rig_parts():
     """What a rig is made of, for tests that put one together in another order."""
     return sys.modules[__name__]
+
+
+def wait_ready(port, process):
+    """Until the process answers /ready with 200 (it starts in seconds, or many on a busy machine)."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+@pytest.fixture
+def slow_backend():
+    """A fake backend in a thread of its own, whose replies take 0.6 s; its URL."""
+    config = uvicorn.Config(
+        FakeBackend(plan=lambda _n, _b: FakeAnswer(output=("x ",) * 10, itl_s=0.06)),
+        http="httptools", ws="none", lifespan="off", log_level="critical", access_log=False,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    sock = listen()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def process_of():
+    """``with process_of(command, ...) as (url, process)``: a gateway as a process, once it is ready."""
+
+    @contextlib.contextmanager
+    def start_process(*arguments):
+        with reserve() as found:
+            port = found.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from marsbench.cli import main; main()", *arguments,
+             "--port", str(port)],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            wait_ready(port, process)
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            process.stderr.close()
+
+    return start_process

@@ -55,7 +55,7 @@ def test_counts_and_key(cell):
     assert list(entry)[:8] == [
         "workload", "system", "engine", "profile", "load", "rate_per_s", "seed", "tool_cores",
     ]  # fmt: skip
-    assert entry["sessions"] == {"arrived": 3, "completed": 2, "failed": 1}
+    assert entry["sessions"] == {"arrived": 3, "distinct": 3, "completed": 2, "failed": 1}
     assert entry["window"] == {"warmup_s": 0.0, "cooldown_s": 0.0, "window_s": 20.0}
 
 
@@ -159,13 +159,13 @@ def test_tool_and_fairness_metrics(cell):
 def test_cut_keeps_sessions_by_arrival(cell):
     """A warm-up of 3 s leaves out the session that arrived at 0; rates use the shorter window."""
     entry = summarise(KEY, cell, FACTS, Cut(warmup_s=3.0))
-    assert entry["sessions"] == {"arrived": 2, "completed": 1, "failed": 1}
+    assert entry["sessions"] == {"arrived": 2, "distinct": 2, "completed": 1, "failed": 1}
     assert entry["window"] == {"warmup_s": 3.0, "cooldown_s": 0.0, "window_s": 17.0}
     assert entry["metrics"]["session_latency_s"]["mean"] == 16.0
     assert entry["metrics"]["sessions_per_s"] == 2 / 17  # both ended in 3..20
     # cool-down: the window ends 0.5 s before the last arrival (5)
     entry = summarise(KEY, cell, FACTS, Cut(cooldown_s=0.5))
-    assert entry["sessions"] == {"arrived": 2, "completed": 2, "failed": 0}
+    assert entry["sessions"] == {"arrived": 2, "distinct": 2, "completed": 2, "failed": 0}
     assert entry["metrics"]["sessions_per_s"] == 1 / 4.5
 
 
@@ -212,3 +212,49 @@ def test_every_metric_declares_unit_direction_and_formula():
         @metric("s", "lower")
         def wall_s(cell):
             """Again."""
+
+
+def test_a_lone_sessions_slowdown_is_one(timeline):
+    """A session whose latency is its ideal has slowdown 1, meets every SLO, and has waited for nothing."""
+    one = timeline.session("one", 3)
+    timeline.turn(one, 0, ready=3, sched=3, first=5, end=9, is_last=1)
+    timeline.end(one, 9)
+    timeline.run_end(9)
+    metrics = summarise(KEY, build_tables(timeline.log(), ideal_s=[6.0]))["metrics"]
+    assert set(metrics["session_slowdown"].values()) == {1.0}
+    assert set(metrics["slo_attainment"].values()) == {1.0}
+    assert metrics["latency_breakdown_s"]["queue"] == metrics["latency_breakdown_s"]["backlog"] == 0
+
+
+def arrivals(timeline, latencies, *, every=10.0, ideal=5.0):
+    """A cell whose k-th session arrives at k * every and takes latencies[k]."""
+    for k, latency in enumerate(latencies):
+        session, at = timeline.session(f"s{k}", k * every), k * every
+        end = at + latency
+        timeline.turn(session, 0, ready=at, sched=end - 2, first=end - 1, end=end, is_last=1)
+        timeline.end(session, end)
+    timeline.run_end(len(latencies) * every + max(latencies))
+    tables = build_tables(timeline.log(), ideal_s=[ideal] * len(latencies))
+    timeline.__init__()
+    return summarise(KEY, tables)["metrics"]
+
+
+def test_a_queue_that_grows_as_long_as_sessions_arrive_is_unstable(timeline):
+    """Each session takes 8 s longer than the one before and they come every 10 s: the last third is
+    slowed down 4.5 times as much as the first, and 14 of 30 are there when the last one comes."""
+    metrics = arrivals(timeline, [10.0 + 8 * k for k in range(30)])
+    first, last = (10 + 8 * 4.5) / 5, (10 + 8 * 24.5) / 5
+    assert metrics["slowdown_growth"] == pytest.approx(last / first)
+    # session k ends at 10 k + 10 + 8 k: after 290 from k = 16 on
+    assert metrics["backlog_at_end"] == pytest.approx(14 / 30)
+    assert metrics["unstable"] == 1
+
+
+def test_slow_is_not_unstable(timeline):
+    """High but steady latencies, a burst in the middle, and a growth that is over when sessions stop
+    coming are no instability; of a handful of sessions nothing is said."""
+    assert arrivals(timeline, [200.0 + k % 3 for k in range(30)])["unstable"] == 0
+    burst = [20.0] * 10 + [300.0] * 10 + [25.0] * 10
+    assert arrivals(timeline, burst)["unstable"] == 0
+    assert arrivals(timeline, [10.0 + k for k in range(30)])["unstable"] == 0
+    assert arrivals(timeline, [10.0 + 8 * k for k in range(9)])["unstable"] is None

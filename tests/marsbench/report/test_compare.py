@@ -1,11 +1,13 @@
-"""Paired comparisons: ratios worked out by hand, intervals that cover, words that are right."""
+"""Paired comparisons: ratios worked out by hand, sessions paired by name, words that are right."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import gmean
 
 from marsbench.cli import compare as cli
 from marsbench.errors import ConfigError
@@ -19,24 +21,46 @@ def run(make_run):
     return make_run(factors, loads=(0.9,), seeds=(0, 1, 2), num_sessions=30)
 
 
+PLACE = {
+    "workload": "swe", "profile": "h100", "engine": "sim", "tool_cores": 16, "load": 0.9,
+    "rate_per_s": 0.45,
+}  # fmt: skip
+
+
 def headline(found, system):
     return next(
         entry for entry in found if (entry.system, entry.statistic) == (system, compare.HEADLINE)
     )
 
 
-def test_ratio_is_of_the_means_over_the_same_sessions(run):
-    """Ratio = baseline mean ÷ system mean over all pairs; above 1 is better."""
+def test_ratio_is_the_geometric_mean_of_each_seeds_ratio(run):
+    """Each seed's ratio of means over the same sessions; over seeds the mean of their logarithms."""
     data = load_runs([run])
     entry = headline(compare.compare_systems(data, "vllm"), "mars")
-    means = data.sessions().groupby("system")["latency_s"].mean()
-    assert entry.ratio == pytest.approx(means["vllm"] / means["mars"])
+    means = data.sessions().groupby(["system", "seed"])["latency_s"].mean()
+    assert entry.ratio == pytest.approx(gmean(means["vllm"] / means["mars"]))
+    assert entry.baseline_value == pytest.approx(means["vllm"].mean())
     assert entry.low < entry.ratio < entry.high
-    assert entry.pairs == 90
-    assert entry.seeds == 3
+    assert (entry.pairs, entry.distinct, entry.seeds) == (90, 30, 3)
     assert entry.significant
     assert entry.sentence().startswith("mars is ")
     assert "faster in mean session latency than vllm at load 0.9" in entry.sentence()
+
+
+def test_sessions_are_paired_by_name_and_not_by_position(run):
+    """Rows in another order give the same pairs; a session that one side did not run is in none."""
+    frame = compare._sessions(load_runs([run]))
+    pairs = compare.pair_sessions(frame, "mars", "vllm")
+    shuffled = frame.sample(frac=1.0, random_state=5)
+    assert compare.pair_sessions(shuffled, "mars", "vllm").equals(pairs)
+    for row in pairs.head(5).itertuples():
+        same = frame[(frame["seed"] == row.seed) & (frame["session_id"] == row.session_id)]
+        by_system = same.set_index("system")["latency_s"]
+        assert (row.latency_s_a, row.latency_s_b) == (by_system["mars"], by_system["vllm"])
+    gone = frame[~((frame["system"] == "vllm") & (frame["session_id"] == "s3"))]
+    left = compare.pair_sessions(gone, "mars", "vllm")
+    assert len(left) == len(pairs) - 3
+    assert "s3" not in set(left["session_id"])
 
 
 def test_slower_is_said_as_slower(run):
@@ -59,41 +83,63 @@ def test_equal_systems_show_no_difference(run):
     assert any("include 1" in note for note in compare.warnings_of(found))
 
 
-def test_same_seed_same_interval(run):
-    """The bootstrap is seeded: the same data give the same interval."""
-    data = load_runs([run])
+def test_same_data_same_interval(make_run):
+    """What is resampled (a single seed's sessions) is drawn from a seeded generator."""
+    data = load_runs([make_run({"vllm": 3.0, "mars": 1.0}, num_sessions=20, run_id="r8")])
     first, second = (compare.compare_systems(data, "vllm") for _ in range(2))
     assert first == second
     other = compare.compare_systems(data, "vllm", seed=1)
     assert headline(other, "mars").low != headline(first, "mars").low
 
 
-def test_seeds_are_resampled_from_three_on():
-    """With 3 seeds of 2 pairs, a row draws whole seeds; with 2 seeds each keeps its own share."""
-    rng = np.random.default_rng(0)
-    two = compare._picks(np.array([2, 3]), 50, rng)
-    assert two.shape == (50, 5)
-    assert (two[:, :2] < 2).all()
-    assert (two[:, 2:] >= 2).all()
-    three = compare._picks(np.array([2, 2, 2]), 200, rng)
-    assert three.shape == (200, 6)
-    seeds = three.reshape(200, 3, 2) // 2
-    assert (seeds[:, :, 0] == seeds[:, :, 1]).all()
-    assert any(len(set(row)) < 3 for row in seeds[:, :, 0].tolist())
+def test_repeats_of_a_session_are_no_new_evidence(run):
+    """Replaying each session twice under another id leaves a single seed's interval as wide."""
+    frame = compare._sessions(load_runs([run]).only(seed=0))
+    frame = frame[frame["system"].isin(["mars", "vllm"])]
+    twice = pd.concat([frame, frame.assign(session_id=frame["session_id"] + "~2")])
+    widths = []
+    for rows in (frame, twice):
+        entry = next(compare._of_sessions(PLACE, ("mars", "vllm"), rows, 0))
+        widths.append(np.log(entry.high / entry.low))
+        assert entry.distinct == 30
+    assert entry.pairs == 60
+    assert widths[1] == pytest.approx(widths[0], rel=1e-6)
+    assert any("60 pairs replay 30 distinct" in note for note in compare.warnings_of([entry]))
 
 
-def test_intervals_cover_the_true_ratio():
-    """Of 100 samples whose true ratio of means is 2, about 95 intervals contain it."""
-    rng = np.random.default_rng(7)
-    mean = compare.STATISTICS[0]
-    hits = 0
-    for _ in range(100):
-        ours = rng.exponential(10.0, 120)
-        theirs = 2 * ours * rng.lognormal(-0.02, 0.2, 120)  # lognormal mean: exp(-0.02 + 0.02) = 1
-        draws = compare._bootstrap(np.stack([ours, theirs]), np.array([120]), [mean], rng)[0]
-        low, high = compare._interval(compare._ratio(mean, *draws))
-        hits += low <= 2.0 <= high
-    assert 88 <= hits <= 100
+def test_a_run_without_tables_is_compared_by_its_summary(run, tmp_path):
+    """A reference run that holds only its summary gives the same ratio of means over seeds."""
+    (tmp_path / "summary.json").write_text((run / "summary.json").read_text())
+    whole = headline(compare.compare_systems(load_runs([run]), "vllm"), "mars")
+    short = headline(compare.compare_systems(load_runs([tmp_path]), "vllm"), "mars")
+    assert short.ratio == pytest.approx(whole.ratio)
+    assert 1 < short.low < short.ratio < short.high
+    assert (short.pairs, short.distinct, short.seeds) == (None, None, 3)
+
+
+def test_no_ratio_is_told_past_the_stability_point(run):
+    """Where a side is unstable the headline says so instead of a ratio, and names the side."""
+    data = load_runs([run])
+    data.cells.loc[data.cells["system"] == "vllm", "unstable"] = 1
+    entry = headline(compare.compare_systems(data, "vllm"), "mars")
+    assert entry.sentence().startswith("vllm unstable at load 0.9: ")
+    assert "x (" not in entry.sentence()
+    assert entry.to_json()["unstable"] == ("vllm",)
+    steady = headline(compare.compare_systems(data, "twin"), "mars")
+    assert steady.sentence().startswith("mars is ")
+    header, rows = compare.comparison_rows([entry, steady])
+    assert [row[header.index("note")] for row in rows] == ["unstable", ""]
+    assert any(
+        note.startswith("unstable: vllm at load 0.9") for note in compare.warnings_of([entry])
+    )
+
+
+def test_baseline_is_the_first_system_named(run):
+    """Without --baseline: the first system of the run, in its tuned variant if that was run."""
+    assert compare.default_baseline(["a", "b", "b-tuned"]) == "a"
+    assert compare.default_baseline(["a", "b", "a-tuned"]) == "a-tuned"
+    found = compare.compare_systems(load_runs([run]))
+    assert {entry.baseline for entry in found} == {"vllm"}
 
 
 def test_failed_sessions_leave_the_latency_pairs(run):
@@ -103,19 +149,11 @@ def test_failed_sessions_leave_the_latency_pairs(run):
     failed = (frame["system"] == "mars") & (frame["session_id"] == "s0")
     frame.loc[failed, ["latency_s", "slowdown"]] = np.nan
     frame["met"] = (frame["latency_s"] <= 3 * frame["ideal_s"]).astype(float)
-    place, rows = next(compare._places(frame))
-    pairs = compare._pair(rows, "mars", "vllm")
-    found = list(compare._statistics(place, "mars", "vllm", pairs, 0))
+    frame["original"] = frame["session_id"]
+    found = list(compare._of_sessions(PLACE, ("mars", "vllm"), frame, 0))
     assert (found[0].pairs, found[0].unpaired) == (87, 3)
     assert (found[-1].statistic, found[-1].pairs) == ("slo_attainment.3", 90)
     assert any("failed under one side" in note for note in compare.warnings_of(found))
-
-
-def test_no_success_on_one_side_is_not_a_number():
-    """A ratio to zero is not reported as infinite."""
-    values = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    draws = compare._ratio(compare.STATISTICS[-1], values[0], values[1])
-    assert all(np.isnan(compare._interval(draws)))
 
 
 def test_two_runs_compare_the_systems_they_share(run, make_run):

@@ -17,16 +17,17 @@ def data(make_run):
 
 
 def test_one_row_per_load_and_system(data):
-    """Rows ascend in load, MARS first; numbers are means over seeds."""
+    """Rows ascend in load, systems in the order of the run; numbers are means over seeds."""
     rows = report_rows(data)
     assert [(row["load"], row["system"]) for row in rows] == [
-        (0.3, "mars"), (0.3, "vllm"), (0.9, "mars"), (0.9, "vllm"),
+        (0.3, "vllm"), (0.3, "mars"), (0.9, "vllm"), (0.9, "mars"),
     ]  # fmt: skip
     cells = data.cells
     mine = cells[(cells["system"] == "vllm") & (cells["load"] == 0.9)]
-    assert rows[3]["session_latency_s.p95"] == pytest.approx(mine["session_latency_s.p95"].mean())
-    assert rows[3]["session_latency_s.p95 ±"] is None  # two seeds
-    assert rows[3]["seeds"] == 2
+    assert rows[2]["session_latency_s.p95"] == pytest.approx(mine["session_latency_s.p95"].mean())
+    assert rows[2]["session_latency_s.p95 low"] == mine["session_latency_s.p95"].min()
+    assert rows[2]["session_latency_s.p95 high"] == mine["session_latency_s.p95"].max()
+    assert (rows[2]["seeds"], rows[2]["distinct"]) == (2, 8)
 
 
 def test_missing_numbers_print_as_a_dash(data):
@@ -34,6 +35,13 @@ def test_missing_numbers_print_as_a_dash(data):
     row = report_rows(data)[0] | {"slo_attainment.3": None}
     assert text_cells(row)[4 + [c.metric for c in COLUMNS].index("slo_attainment.3")] == "-"
     assert len(text_cells(row)) == len(headings())
+
+
+def test_unstable_cells_are_marked(data):
+    """A system whose queue grew as long as sessions arrived is named so beside its numbers."""
+    row = report_rows(data)[0]
+    assert text_cells(row)[3] == "vllm"
+    assert text_cells(row | {"unstable": True})[3] == "vllm (unstable)"
 
 
 def test_plain_output_is_aligned(data):
@@ -44,7 +52,8 @@ def test_plain_output_is_aligned(data):
     assert len(lines) == 5
     assert lines[0].startswith("workload")
     assert "\x1b" not in stream.getvalue()
-    assert lines[1].index("mars") == lines[0].index("system")
+    assert lines[1].index("vllm") == lines[0].index("system")
+    assert lines[0].split()[-1] == "distinct"
 
 
 def test_terminal_output_has_the_same_cells(data):

@@ -1,29 +1,15 @@
-"""Tool containers, through docker-py's real client against a small engine on a Unix socket.
-
-The engine below speaks enough of the Engine API for docker-py, and runs what is executed in a
-"container" as a process of this machine, so that times, statuses and kills are real.
-"""
+"""Tool containers, through docker-py's real client against a small engine on a Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import http.server
-import itertools
-import json
 import os
-import re
-import signal
-import socketserver
-import struct
-import subprocess
-import threading
 import time
 import warnings
-from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from docker_engine import Engine, running
 
 docker = pytest.importorskip("docker")
 
@@ -37,218 +23,6 @@ from marsbench.tools.executor import ToolExecutor  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
-class Container:
-    """What the engine knows about a container."""
-
-    def __init__(self, config: dict) -> None:
-        self.config = config
-        self.used_ns = 0
-        self.process: subprocess.Popen | None = None
-        self.weights: list[tuple[int, int]] = []
-        """CPU shares it was given, and the CPU time it had used then."""
-
-    def used(self) -> int:
-        """CPU time of all that ran in it, nanoseconds."""
-        if self.process is None or self.process.returncode is not None:
-            return self.used_ns
-        return self.used_ns + round(sum(os_times(self.process.pid)) * 1e9)
-
-    def execute(self, command: list[str]) -> tuple[int, bytes]:
-        """Run a command to its end; status and output."""
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        output = self.process.stdout.read()
-        self.process.stdout.close()
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.used_ns += round((usage.ru_utime + usage.ru_stime) * 1e9)
-        return self.process.returncode, output
-
-
-class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """State of the engine."""
-
-    daemon_threads = True
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, Handler)
-        self.images = {"python:3.11-slim"}
-        self.pullable: set[str] = set()
-        self.programs = {"python3", "touch", "false", "sleep"}
-        self.containers: dict[str, Container] = {}
-        self.created: list[dict] = []
-        self.execs: dict[str, tuple[Container, list[str]]] = {}
-        self.statuses: dict[str, int] = {}
-        self.numbers = itertools.count(1)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """The Engine API, as far as it is used."""
-
-    protocol_version = "HTTP/1.1"
-    server: Engine
-
-    def log_message(self, *args) -> None:
-        pass
-
-    def address_string(self) -> str:
-        return "unix"
-
-    def do_GET(self) -> None:
-        self.route("GET")
-
-    def do_POST(self) -> None:
-        self.route("POST")
-
-    def do_DELETE(self) -> None:
-        self.route("DELETE")
-
-    def route(self, method: str) -> None:
-        url = urlsplit(self.path)
-        path = re.sub(r"^/v[\d.]+", "", unquote(url.path))
-        query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        size = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(size)) if size else {}
-        for verb, pattern, action in ROUTES:
-            match = re.fullmatch(pattern, path)
-            if match and verb == method:
-                action(self, *match.groups(), query=query, body=body)
-                return
-        self.reply(404, {"message": f"no such endpoint: {method} {path}"})
-
-    def reply(self, status: int, content=None) -> None:
-        data = b"" if content is None else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def container(self, name: str) -> Container | None:
-        found = self.server.containers.get(name)
-        if found is None:
-            self.reply(404, {"message": f"No such container: {name}"})
-        return found
-
-    # ---- endpoints
-
-    def ping(self, query, body) -> None:
-        self.reply(200, "OK")
-
-    def version(self, query, body) -> None:
-        self.reply(200, {"ApiVersion": "1.43", "Version": "24.0"})
-
-    def image(self, name, query, body) -> None:
-        if name in self.server.images:
-            self.reply(200, {"Id": f"sha256:{name}", "RepoTags": [name]})
-        else:
-            self.reply(404, {"message": f"No such image: {name}"})
-
-    def pull(self, query, body) -> None:
-        name = f"{query['fromImage']}:{query.get('tag', 'latest')}"
-        if name not in self.server.pullable:
-            self.reply(404, {"message": f"pull access denied for {query['fromImage']}"})
-            return
-        self.server.images.add(name)
-        self.reply(200, {"status": "done"})
-
-    def create(self, query, body) -> None:
-        name = f"c{next(self.server.numbers)}"
-        self.server.created.append(body)
-        self.server.containers[name] = Container(body)
-        self.reply(201, {"Id": name, "Warnings": []})
-
-    def inspect(self, name, query, body) -> None:
-        found = self.container(name)
-        if found is not None:
-            self.reply(200, {"Id": name, "Config": found.config, "State": {"Status": "running"}})
-
-    def start(self, name, query, body) -> None:
-        if self.container(name) is not None:
-            self.reply(204)
-
-    def stats(self, name, query, body) -> None:
-        found = self.container(name)
-        if found is not None:
-            self.reply(200, {"cpu_stats": {"cpu_usage": {"total_usage": found.used()}}})
-
-    def update(self, name, query, body) -> None:
-        found = self.container(name)
-        if found is not None:
-            found.weights.append((body["CpuShares"], found.used()))
-            self.reply(200, {"Warnings": []})
-
-    def new_exec(self, name, query, body) -> None:
-        found = self.container(name)
-        if found is not None:
-            number = f"e{next(self.server.numbers)}"
-            self.server.execs[number] = found, body["Cmd"]
-            self.reply(201, {"Id": number})
-
-    def run_exec(self, number, query, body) -> None:
-        found, command = self.server.execs[number]
-        self.send_response(200)
-        self.send_header("Content-Type", "application/vnd.docker.raw-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        time.sleep(0.05)  # docker-py loses what comes in one packet with the headers
-        if command[0] not in self.server.programs:
-            self.server.statuses[number] = 127
-            output = f"exec failed: {command[0]!r}: executable file not found in $PATH".encode()
-        else:
-            self.server.statuses[number], output = found.execute(command)
-        if output:
-            self.wfile.write(struct.pack(">BxxxL", 1, len(output)) + output)
-        self.close_connection = True
-
-    def exec_status(self, number, query, body) -> None:
-        self.reply(200, {"ID": number, "ExitCode": self.server.statuses[number]})
-
-    def list(self, query, body) -> None:
-        (label,) = json.loads(query["filters"])["label"]
-        key, _, value = label.partition("=")
-        found = [
-            {"Id": name, "Names": [name]}
-            for name, each in self.server.containers.items()
-            if each.config.get("Labels", {}).get(key) == value
-        ]
-        self.reply(200, found)
-
-    def remove(self, name, query, body) -> None:
-        found = self.container(name)
-        if found is not None:
-            if found.process is not None and found.process.returncode is None:
-                os.killpg(found.process.pid, signal.SIGKILL)
-            del self.server.containers[name]
-            self.reply(204)
-
-
-ROUTES = [
-    ("GET", "/_ping", Handler.ping),
-    ("GET", "/version", Handler.version),
-    ("GET", "/images/(.+)/json", Handler.image),
-    ("POST", "/images/create", Handler.pull),
-    ("POST", "/containers/create", Handler.create),
-    ("GET", "/containers/json", Handler.list),
-    ("GET", "/containers/([^/]+)/json", Handler.inspect),
-    ("POST", "/containers/([^/]+)/start", Handler.start),
-    ("POST", "/containers/([^/]+)/update", Handler.update),
-    ("GET", "/containers/([^/]+)/stats", Handler.stats),
-    ("POST", "/containers/([^/]+)/exec", Handler.new_exec),
-    ("DELETE", "/containers/([^/]+)", Handler.remove),
-    ("POST", "/exec/([^/]+)/start", Handler.run_exec),
-    ("GET", "/exec/([^/]+)/json", Handler.exec_status),
-]
-
-
-def os_times(pid: int) -> tuple[float, float]:
-    """User and system seconds of a living process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    tick = os.sysconf("SC_CLK_TCK")
-    return int(fields[11]) / tick, int(fields[12]) / tick
-
-
 @pytest.fixture(autouse=True)
 def collect():
     """What docker-py leaves is collected here, where its warning is expected."""
@@ -260,13 +34,8 @@ def collect():
 @pytest.fixture
 def engine(tmp_path):
     """A running engine."""
-    server = Engine(str(tmp_path / "docker.sock"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(tmp_path / "docker.sock") as server:
+        yield server
 
 
 def tools(engine: Engine, **options) -> Docker:

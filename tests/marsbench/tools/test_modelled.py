@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from marsbench.tools.base import MILLI, WEIGHTS, Outcome, ToolDemand
+from marsbench.tools.base import MILLI, WEIGHTS, CallOutcome, ToolDemand
 from marsbench.tools.modelled import Modelled
 
 
@@ -18,7 +18,7 @@ def job(cpu, cores=1.0, io=0, timeout=None, nice=0, after=0):
 
 
 def run(cores, jobs):
-    """Ends (handle -> Outcome) of (start, demand) jobs, driven as an engine drives the model."""
+    """Ends (handle -> CallOutcome) of (start, demand) jobs, driven as an engine drives the model."""
     model = Modelled(cores)
     pending = sorted(enumerate(jobs), key=lambda item: item[1][0])
     ends, order = {}, []
@@ -70,7 +70,7 @@ def test_niceness_costs_nothing_without_contention():
 def test_a_call_killed_at_its_niceness_has_the_work_of_both_phases():
     """500 at equal shares by 1000, then 110 of 1134: the call killed at 2134 had 610."""
     ends, _, _ = run(1, [(0, job(5000)), (0, job(5000, nice=10, after=500, timeout=2134))])
-    assert ends[1] == Outcome(2134, 610, timed_out=True)
+    assert ends[1] == CallOutcome(2134, 610, timed_out=True)
 
 
 def test_late_job_shares_the_rest():
@@ -121,8 +121,8 @@ def test_timeout_frees_the_core():
     """A killed call ends at its timeout with part of its work, and gives its share back."""
     # both at 1/2; A killed at 100 with 50 done; B: 50 + 150 alone -> 250
     ends, order, model = run(1, [(0, job(1000, timeout=100)), (0, job(200))])
-    assert ends[0] == Outcome(100, 50, timed_out=True)
-    assert ends[1] == Outcome(250, 200, timed_out=False)
+    assert ends[0] == CallOutcome(100, 50, timed_out=True)
+    assert ends[1] == CallOutcome(250, 200, timed_out=False)
     assert order == [0, 1]
     assert model.busy_core_ps(1000) == 250
 
@@ -130,8 +130,8 @@ def test_timeout_frees_the_core():
 def test_timeout_while_waiting_and_on_the_dot():
     """The timeout covers the I/O wait; a call that ends exactly then is not killed."""
     ends, _, _ = run(1, [(0, job(10, io=500, timeout=100)), (200, job(100, timeout=100))])
-    assert ends[0] == Outcome(100, 10, timed_out=True)
-    assert ends[1] == Outcome(300, 100, timed_out=False)
+    assert ends[0] == CallOutcome(100, 10, timed_out=True)
+    assert ends[1] == CallOutcome(300, 100, timed_out=False)
 
 
 def test_ties_come_in_order_of_start():

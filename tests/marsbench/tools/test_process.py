@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -180,6 +181,10 @@ def test_nothing_is_left():
 
     pids = asyncio.run(go())
     assert pids
+    # SIGKILL is sent to the whole group, but a busy machine lets a burner die a little later.
+    patience = time.monotonic() + 5  # the call's own work would take 10 s
+    while any(running(pid) for pid in pids) and time.monotonic() < patience:
+        time.sleep(0.01)
     assert not any(running(pid) for pid in pids)
 
 
@@ -200,6 +205,48 @@ def test_worker_that_dies_is_an_error():
 
     with pytest.raises(EngineError, match="ended by itself"):
         asyncio.run(go())
+
+
+def test_a_stopped_worker_fails_its_call():
+    """A worker that is stopped has work left and uses no CPU time: the call ends with one line that
+    names the tool, and the worker is gone. A call that only waits for the core goes on."""
+
+    async def go() -> list[int]:
+        tools = Process(prestarted=1, still_s=0.5)
+        await tools.open()
+        (worker,) = tools._workers
+        pid = worker._process.pid
+        call = asyncio.create_task(tools.run(demand(20)))
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(EngineError, match=r"tool 'pytest' .* no CPU time for 0.5 s"):
+                    await call
+            return [pid] if running(pid) else []
+        finally:
+            await tools.close()
+
+    assert asyncio.run(go()) == []
+
+
+def test_slow_calls_are_no_stopped_ones():
+    """A call that takes five times as long as a stopped one is waited for, and goes on using CPU time,
+    comes to its end: so does one that waits for I/O."""
+
+    async def go() -> list[Execution]:
+        tools = Process(prestarted=2, still_s=0.2)
+        await tools.open()
+        try:
+            return await asyncio.gather(
+                tools.run(demand(0.5, cores=0.5)), tools.run(demand(0.0, io_s=0.6))
+            )
+        finally:
+            await tools.close()
+
+    burnt, waited = asyncio.run(go())
+    assert burnt.cpu_ps >= to_ps(0.45)
+    assert waited == Execution(0, timed_out=False)
 
 
 def test_it_is_an_executor():

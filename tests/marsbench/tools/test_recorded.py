@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from marsbench.tools.base import Outcome, ToolDemand
+from marsbench.tools.base import CallOutcome, ToolDemand
 from marsbench.tools.recorded import Recorded
 
 
@@ -19,7 +19,7 @@ def test_calls_take_their_recorded_time():
     assert model.pop_completed(60) == [5]
     assert model.running == 2
     assert model.pop_completed(500) == [7, 3]
-    assert model.outcome(3) == Outcome(120, 200, timed_out=False)
+    assert model.outcome(3) == CallOutcome(120, 200, timed_out=False)
     assert model.next_completion_ps() is None
     with pytest.raises(KeyError):
         model.outcome(5)
@@ -40,5 +40,5 @@ def test_timeout_kills():
     model.start(1, ToolDemand("a", "test", 100, 1000, 0, timeout_ps=40), 0)
     model.start(2, ToolDemand("b", "test", 40, 1000, 0, timeout_ps=40), 0)
     assert model.pop_completed(40) == [1, 2]
-    assert model.outcome(1) == Outcome(40, 40, timed_out=True)
-    assert model.outcome(2) == Outcome(40, 40, timed_out=False)
+    assert model.outcome(1) == CallOutcome(40, 40, timed_out=True)
+    assert model.outcome(2) == CallOutcome(40, 40, timed_out=False)

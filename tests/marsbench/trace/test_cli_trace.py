@@ -90,8 +90,28 @@ def test_export_says_what_is_lost(write, session, tmp_path):
     out = tmp_path / "t.jsonl.gz"
     run("export", path, "--format", "agentic-mooncake", "--block-size", 64, "--out", out)
     assert len(list(io.read_lines(out))) == 2
+    packed = tmp_path / "t.jsonl.zst"
+    run("export", path, "--format", "trie", "--out", packed)
+    assert json.loads(next(io.read_lines(packed))[1])["num_turns"] == 1
     with pytest.raises(ConfigError, match="unknown export format 'tri'"):
         run("export", path, "--format", "tri")
+
+
+def test_faults_are_said_and_counted(write, session, tmp_path):
+    """--on-error goes for import, stats, export and scale; stats count what it did."""
+    path = write([session("a"), session("b", turns=[(1, 1)])])
+    path.write_text(path.read_text().replace('"wall_s":1.0', '"wall_s":-1.0'))
+    with pytest.raises(TraceError, match="wall_s"):
+        run("import", path)
+    skipped = run("import", path, "--on-error", "skip")
+    assert [json.loads(line)["session_id"] for line in skipped.stdout.splitlines()] == ["b"]
+    assert "left out 1 (first: " in skipped.stderr
+    found = json.loads(run("stats", path, "--on-error", "repair", "--json").stdout)
+    assert (found["sessions"], found["left_out"], found["repaired"]) == (2, 0, 1)
+    for command in (["export", path, "--format", "trie"], ["scale", path]):
+        result = run(*command, "--on-error", "repair")
+        assert "read 1 negative numbers as 0" in result.stderr
+        assert len(result.stdout.splitlines()) == 2
 
 
 def test_fetch_lists_and_copies(tmp_path):

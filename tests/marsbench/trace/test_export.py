@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn, plan_turns
 from marsbench.errors import ConfigError
-from marsbench.trace.export import BlockIds, export
+from marsbench.trace.export import export
+from marsbench.trace.mooncake_rows import BlockIds
 from marsbench.trace.source import open_trace
 
 PREFIX = SharedPrefix("sys", 1024)
@@ -123,6 +124,77 @@ def test_trie_row_reproduces_every_prompt():
     assert lost.startswith("1 shared prefixes are not marked as shared; 1 tool calls lose")
 
 
+def test_version_2_is_a_header_and_typed_dependencies():
+    """A sub-agent is spawned by its turn and joined before the next, each with its own delay.
+
+    Turn 0 runs a test for 2 s beside a sub-agent, then a person waits 1 s: 3 s after the turn and
+    1 s after the sub-agent's last request. Prompts of 1034, 1134 and 10 tokens, blocks of 512.
+    """
+    child = Session("a/0", (Turn(10, 1), Turn(5, 2)))
+    tools = (ToolCall("Bash", "test", 2.0), ToolCall("Task", "subagent", 60.0))
+    turns = (Turn(10, 50, tools=tools, think_s=1.0, children=(child,)), Turn(50, 5))
+    session = Session("a", turns, model="m", arrival_s=0.5, shared_prefix=PREFIX)
+    found = rows([session], "agentic-mooncake-v2", source_digest="sha256:x")
+    assert found[0] == {
+        "schema": "dynamo.agentic_mooncake", "version": 2, "block_size": 512,
+        "hash_id_scope": "local", "source": {"format": "marsbench", "digest": "sha256:x"},
+    }  # fmt: skip
+    assert [row["request_id"] for row in found[1:]] == ["a/0", "a/0/0", "a/0/1", "a/1"]
+    assert found[1] == {
+        "request_id": "a/0", "play_id": "a", "session_id": "a", "model": "m",
+        "input_length": 1034, "output_length": 50, "hash_ids": [0, 1, 2], "not_before_ms": 500.0,
+        "dependencies": [],
+    }  # fmt: skip
+    assert {row["play_id"] for row in found[1:]} == {"a"}
+    assert {row["model"] for row in found[1:]} == {"m"}
+    waits = [
+        [(d["request_id"], d["relation"], d["delay_ms"]) for d in row["dependencies"]]
+        for row in found[2:]
+    ]
+    assert waits == [
+        [("a/0", "spawn", 0.0)],
+        [("a/0/0", "sequence", 0.0)],
+        [("a/0", "sequence", 3000.0), ("a/0/1", "join", 1000.0)],
+    ]
+    assert all(len(row["hash_ids"]) == -(-row["input_length"] // 512) for row in found[1:])
+
+
+def test_version_2_says_what_it_cannot_express(session):
+    """Tools become delays, shared prefixes end at a play, and a missing arrival is 0."""
+    _, lost = run([session("a", shared_prefix=PREFIX)], "agentic-mooncake-v2")
+    assert lost == (
+        "1 sessions without an arrival time start at 0; "
+        "1 shared prefixes are not shared between plays: hash ids are local; "
+        "1 tool calls become delays without name, class, result size and CPU demand"
+    )
+
+
+@pytest.mark.parametrize("name", ["agentic-mooncake", "agentic-mooncake-v2"])
+def test_waits_and_sub_agents_come_back(name, tmp_path):
+    """Both versions keep prompts, reuse, sub-agents, arrivals, and how long each turn waits."""
+    child = Session("a/kid", (Turn(700, 10), Turn(5, 2)))
+    turns = (
+        Turn(1000, 50, tools=(ToolCall("tool", "shell_other", 2.0),), think_s=1.0),
+        Turn(600, 50, think_s=0.25, children=(child,)),
+        Turn(50, 5),
+    )
+    sessions = [Session(x, turns if x == "a" else turns[::2], arrival_s=1.0) for x in "ab"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(run(sessions, name, block_size=64)[0])
+    back = list(open_trace(path)[1])
+    assert [s.session_id for s in back] == ["a", "b"]
+    for before, after in zip(sessions, back, strict=True):
+        assert plan_turns(after) == plan_turns(before)
+        assert after.arrival_s == before.arrival_s
+        for old, new in zip(before.turns, after.turns, strict=True):
+            waits = [
+                max((t.wall_s for t in turn.tools), default=0.0) + turn.think_s
+                for turn in (old, new)
+            ]
+            assert waits[0] == pytest.approx(waits[1])
+            assert [plan_turns(c) for c in new.children] == [plan_turns(c) for c in old.children]
+
+
 def test_trie_says_what_it_cannot_express():
     """Compaction, rewritten output, people and sub-agents each appear in the losses."""
     child = Session("kid", (Turn(1, 1),))
@@ -172,7 +244,7 @@ def test_wrong_requests(session):
         run([session()], "trie", block_size=0)
 
 
-@pytest.mark.parametrize("name", ["agentic-mooncake", "trie"])
+@pytest.mark.parametrize("name", ["agentic-mooncake", "agentic-mooncake-v2", "trie"])
 def test_exported_rows_are_read_back(session, tmp_path, name):
     """What we write for others our own importers read: same turns, prompts and outputs."""
     sessions = [session("a", [(1000, 10, 1.0), (600, 5, 2.0), (7, 1)]), session("b", arrival_s=3.0)]

@@ -13,7 +13,7 @@ import pytest
 
 from marsbench.errors import ConfigError, TraceError
 from marsbench.trace import io
-from marsbench.trace.catalogue import CATALOGUE, Archive, Hub, PublicSet, Release, find_set
+from marsbench.trace.catalogue import CATALOGUE, Archive, HubDataset, PublicSet, Release, find_set
 from marsbench.trace.fetch import download, fetch
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
@@ -214,7 +214,7 @@ def test_hub_sets_come_from_a_local_dataset_directory(tmp_path):
     folder.mkdir()
     made = [{"id": "a", "requests": [{"t": 1, "out": 5}]}, {"id": "b", "requests": [{"t": 2}]}]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    hub = PublicSet("hub", "", "MIT", "", "weka", Hub("someone/something", "main"))
+    hub = PublicSet("hub", "", "MIT", "", "weka", HubDataset("someone/something", "main"))
     found = fetch(hub, tmp_path / "t", mirror=str(folder))
     assert found.path.name == "hub.jsonl.zst"
     assert [json.loads(line) for _, line in io.read_lines(found.path)] == made

@@ -121,3 +121,11 @@ def test_extension_keys_are_skipped_on_sessions_only():
     session = decode_session(json.dumps({**row(children=[child]), "x_source": "cc"}).encode())
     assert list(session_ids(session)) == ["s", "c"]
     assert "turns[1].x_note: unknown field" in problem(row(x_note=1))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_nan_behind_an_extension_key_is_one_line(number):
+    """NaN is no JSON, also where nobody reads it: an error with its line, no traceback."""
+    line = f'{{"trace_version":1,"session_id":"a","x_note":{number},"turns":[]}}'.encode()
+    with pytest.raises(TraceError, match="f:7: not JSON"):
+        decode_session(line, path="f", number=7)

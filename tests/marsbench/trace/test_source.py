@@ -62,6 +62,14 @@ def test_empty_inputs(tmp_path, content, message):
         source.open_trace(tmp_path / "none")
 
 
+def test_a_directory_of_canonical_traces_names_one(tmp_path, write, session):
+    """A canonical trace is one file: a directory of them is refused with what to give instead."""
+    write([session("a")], "a.jsonl")
+    (tmp_path / "notes.txt").write_text("no trace")
+    with pytest.raises(TraceError, match=r"canonical traces; give one file, such as .*a\.jsonl"):
+        source.open_trace(tmp_path)
+
+
 def test_workload_by_name_path_or_neither(plugin, write, session):
     """Registered names and files open; a typo names the closest workload."""
     made = source.open_workload("made").sessions(2, seed=3)
@@ -74,6 +82,22 @@ def test_workload_by_name_path_or_neither(plugin, write, session):
         source.open_workload("maed")
     with pytest.raises(ConfigError, match=r"workload 'x/y\.jsonl': no such file or directory"):
         source.open_workload("x/y.jsonl")
+
+
+def test_a_misspelt_file_is_no_module(write, session, monkeypatch, tmp_path, plugin):
+    """`trace.jsnol` is a slip of the pen, though the standard library has a module `trace`."""
+    write([session()])
+    monkeypatch.chdir(tmp_path)
+    message = (
+        r"workload 'trace\.jsnol': no such file, name or dotted path; did you mean 'trace\.jsonl'"
+    )
+    with pytest.raises(ConfigError, match=message):
+        source.open_workload("trace.jsnol")
+    with pytest.raises(ConfigError, match=r"'q\.w\.e': .*`marsbench list workloads` has the names"):
+        source.open_workload("q.w.e")
+    assert source.open_workload("made_up_plugin.Made").name == "made"
+    with pytest.raises(ConfigError, match="cannot load workload 'marsbench"):
+        source.open_workload("marsbench.trace.source.NOTHING")
 
 
 def test_recorded_workload_shuffles_by_seed(write, session):

@@ -9,7 +9,7 @@ import pytest
 
 from marsbench.errors import TraceError
 from marsbench.trace import io
-from marsbench.trace.importer import Sample
+from marsbench.trace.importer import TraceSample
 from workloads.huggingface.importer import IMPORTER, find_format
 from workloads.rows import Row
 from workloads.tracelab.importer import IMPORTER as TRACELAB
@@ -74,7 +74,7 @@ def test_message_lists(datasets, formats, tmp_path):
 
 def test_hub_names_are_recognised():
     """hf:OWNER/NAME needs no file."""
-    assert IMPORTER.sniff(Sample(Path("hf:owner/name"), b""))
+    assert IMPORTER.sniff(TraceSample(Path("hf:owner/name"), b""))
 
 
 @pytest.mark.parametrize(

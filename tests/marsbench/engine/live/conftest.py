@@ -1,4 +1,4 @@
-"""Fake servers in threads of their own, and one real vLLM server for all tests that need it."""
+"""Fake servers in threads of their own, and one real server of each kind for all tests that need it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ HOLDER = """
 import json, sys
 from pathlib import Path
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.live.server import running, vllm_command
+from marsbench.engine.live.kinds.base import Launch
+from marsbench.engine.kind import attribute
+from marsbench.engine.live.options import LiveOptions
+from marsbench.engine.live.server import free_port, running
 from marsbench.engine.live.tiny_model import write_tiny_model
 folder = Path(sys.argv[1])
-command = vllm_command(
-    python=Path(sys.executable),
-    model=str(write_tiny_model(folder / "model", max_model_len=8192)),
-    engine=EngineConfig(**json.loads(sys.argv[2])),
-    cpu=True,
-    random_weights=True,
+command = attribute(sys.argv[3])().command(
+    Launch(
+        Path(sys.executable),
+        str(write_tiny_model(folder / "model", max_model_len=8192)),
+        EngineConfig(**json.loads(sys.argv[2])),
+        LiveOptions(device="cpu", stream_interval=1, worker_process=True),
+        free_port(),
+    )
 )
-with running(command, folder / "server.log", timeout_s=400) as server:
+with running(command, folder / "server.log", timeout_s=1200) as server:
     print(json.dumps({"url": command.url, "supervisor": server.pid}), flush=True)
     sys.stdin.read()
 """
@@ -46,6 +51,7 @@ VLLM_ENGINE = {
     "max_num_seqs": 8,
     "max_model_len": 4096,
 }
+SGLANG_ENGINE = {**VLLM_ENGINE, "num_blocks": 5120, "block_size": 1}
 
 
 @contextmanager
@@ -80,7 +86,7 @@ def fake():
 
 @dataclass
 class RealServer:
-    """A vLLM server whose owner is another process, so that the owner can be killed."""
+    """A server whose owner is another process, so that the owner can be killed."""
 
     url: str
     owner: subprocess.Popen
@@ -123,9 +129,34 @@ def vllm_server(tmp_path_factory) -> Iterator[RealServer]:
 
     if installed_version() is None:
         pytest.skip("vLLM is not installed")
-    folder = tmp_path_factory.mktemp("vllm")
+    kind = "marsbench.engine.live.kinds.vllm.Vllm"
+    with started(tmp_path_factory.mktemp("vllm"), VLLM_ENGINE, kind) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sglang_engine() -> EngineConfig:
+    """The flags the real server runs with."""
+    return EngineConfig(**SGLANG_ENGINE)
+
+
+@pytest.fixture(scope="session")
+def sglang_server(tmp_path_factory) -> Iterator[RealServer]:
+    """SGLang on the CPU with a tiny random model: started once."""
+    from marsbench.engine.sglang.runtime import installed_version
+
+    if installed_version() is None:
+        pytest.skip("SGLang is not installed")
+    kind = "marsbench.engine.live.kinds.sglang.Sglang"
+    with started(tmp_path_factory.mktemp("sglang"), SGLANG_ENGINE, kind) as server:
+        yield server
+
+
+@contextmanager
+def started(folder: Path, flags: dict[str, int], kind: str) -> Iterator[RealServer]:
+    """A server of this kind, owned by a process of its own."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder), json.dumps(VLLM_ENGINE)],
+        [sys.executable, "-c", HOLDER, str(folder), json.dumps(flags), kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 
 import pytest
+from virtual_loop import run_virtually, virtual_clock
 
 from marsbench.core import to_s
 from marsbench.engine.base import EngineConfig
@@ -20,8 +20,7 @@ from marsbench.engine.live.calibrate import (
     with_sizes_of,
 )
 from marsbench.engine.live.client import Client, Completion
-from marsbench.engine.live.clock import Clock
-from marsbench.engine.live.fake_server import Behaviour
+from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
 from marsbench.errors import EngineError
 
 COST = StepCost.from_coefficients(
@@ -34,45 +33,51 @@ CONFIG = EngineConfig(
 )
 
 
-def measured(url, config, probes):
+def measured(behaviour, config, probes):
+    """Sizes and samples of a server with which the client shares a virtual clock, and the server."""
+
     async def run():
-        async with Client(url, "fake", clock=Clock()) as client:
+        server = FakeServer(behaviour)
+        async with (
+            serving(server) as url,
+            Client(url, "fake", clock=virtual_clock()) as client,
+        ):
             sizes = await with_sizes_of(client, config)
-            return sizes, await measure(client, sizes, probes, salt="test")
+            return sizes, await measure(client, sizes, probes, salt="test"), server
 
-    return asyncio.run(run())
+    return run_virtually(run())
 
 
-def test_a_known_cost_comes_back(fake):
-    """The times that matter are predicted within 15 % (the fake server wakes up late, never early): a full prefill step, one behind a long
-    context, and decodes of small and large batches; sizes are the server's own."""
+def test_a_known_cost_comes_back():
+    """The times that matter are predicted within 3 %: a full prefill step, one behind a long context,
+    and decodes of small and large batches; sizes are the server's own."""
     probes = Plan(
         prefills=((0, 32), (0, 512), (0, 1500), (0, 3000), (1500, 64), (3000, 64), (2000, 512)),
         decodes=((1, 64), (1, 3000), (4, 1000), (8, 64), (8, 2000)),
         repeats=1,
     )
-    with fake(Behaviour(cost=COST, max_num_batched_tokens=512, num_blocks=1500)) as (url, server):
-        sizes, samples = measured(url, CONFIG, probes)
+    behaviour = Behaviour(cost=COST, max_num_batched_tokens=512, num_blocks=1500)
+    sizes, samples, server = measured(behaviour, CONFIG, probes)
     assert (sizes.num_blocks, sizes.block_size) == (1500, 16)
     found = fit(samples)
     for step in ((512, 512 * 256, 512, 1), (512, 512 * 2500, 3000, 1), (1, 500, 500, 1),
                  (8, 8 * 1500, 8 * 1500, 8)):  # fmt: skip
-        assert found.cost.step_ps(*step) == pytest.approx(COST.step_ps(*step), rel=0.15), step
-    assert found.error(50) < 0.05
+        assert found.cost.step_ps(*step) == pytest.approx(COST.step_ps(*step), rel=0.03), step
+    assert found.error(50) < 0.01
     prompts = [tuple(body["prompt"]) for body in server.requests]
     assert len(set(prompts[:8])) == 8, "each probe has content of its own"
 
 
-def test_samples_count_what_was_computed(fake):
+def test_samples_count_what_was_computed():
     """Behind a cached context only whole blocks count as cached; decode steps count each sequence's
     context as it grows."""
     probes = Plan(prefills=((100, 50),), decodes=((2, 64),), repeats=1)
-    with fake(Behaviour(cost=COST, max_num_batched_tokens=512)) as (url, _):
-        _, (prefill, decode) = measured(url, CONFIG, probes)
+    behaviour = Behaviour(cost=COST, max_num_batched_tokens=512)
+    _, (prefill, decode), _ = measured(behaviour, CONFIG, probes)
     # 100 tokens are 6 blocks of 16 and a bit: 96 cached, 54 computed
     assert prefill.steps == ((54, 54 * 96 + 54 * 55 // 2, 150, 1),)
     assert prefill.first_tokens == 1
-    assert prefill.seconds == pytest.approx(to_s(COST.step_ps(*prefill.steps[0])), rel=0.3)
+    assert prefill.seconds == pytest.approx(to_s(COST.step_ps(*prefill.steps[0])), rel=1e-6)
     counts = [step[2] for step in decode.steps]
     # 64 + 2 * 4 tokens each, of which the first is the prefill's
     assert (len(counts), counts[0]) == (71, 2 * 65)
@@ -112,11 +117,8 @@ def test_joined_tokens():
     assert _window([Completion(first_ps=0, token_ps=[0] * 24)], 100) is None
 
 
-def test_a_server_that_refuses_is_named(fake):
+def test_a_server_that_refuses_is_named():
     """What the server said is in the error."""
     probes = Plan(prefills=((0, 200),), decodes=(), repeats=1)
-    with (
-        fake(Behaviour(fault_every=1, fault="500")) as (url, _),
-        pytest.raises(EngineError, match=r"prompt of 512 tokens failed: HTTP 500"),
-    ):
-        measured(url, CONFIG, probes)
+    with pytest.raises(EngineError, match=r"prompt of 512 tokens failed: HTTP 500"):
+        measured(Behaviour(fault_every=1, fault="500"), CONFIG, probes)

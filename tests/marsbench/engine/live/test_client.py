@@ -7,18 +7,18 @@ import json
 
 import pytest
 from aiohttp import web
+from virtual_loop import run_virtually, virtual_clock
 
 from marsbench.core import PS_PER_S
 from marsbench.engine.live.client import (
-    OPENAI,
-    VLLM,
     Client,
     Completion,
-    CompletionRequest,
     Patience,
 )
 from marsbench.engine.live.clock import Clock
 from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.live.kinds.openai import OpenAi
+from marsbench.engine.live.request import CompletionRequest
 from marsbench.errors import EngineError
 
 PROMPT = list(range(300, 400))
@@ -26,18 +26,18 @@ QUICK = Patience(connect_s=1.0, idle_s=0.2, backoff_s=0.01)
 
 
 def ask(
-    behaviour: Behaviour, *requests: CompletionRequest, patience=QUICK, dialect=VLLM
+    behaviour: Behaviour, *requests: CompletionRequest, patience=QUICK, kind=None
 ) -> tuple[list[Completion], FakeServer]:
     """Send requests one after the other to a fake server."""
 
     async def go():
         server = FakeServer(behaviour)
         async with serving(server) as url:
-            client = Client(url, "fake", clock=Clock(), patience=patience, dialect=dialect)
+            client = Client(url, "fake", clock=virtual_clock(), patience=patience, kind=kind)
             async with client:
                 return [await client.complete(request) for request in requests], server
 
-    return asyncio.run(go())
+    return run_virtually(go())
 
 
 def against(handler, patience=QUICK) -> Completion:
@@ -51,12 +51,12 @@ def against(handler, patience=QUICK) -> Completion:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         try:
-            async with Client(url, "m", clock=Clock(), patience=patience) as client:
+            async with Client(url, "m", clock=virtual_clock(), patience=patience) as client:
                 return await client.complete(CompletionRequest(PROMPT, 2))
         finally:
             await runner.cleanup()
 
-    return asyncio.run(go())
+    return run_virtually(go())
 
 
 def streaming(*pieces: bytes):
@@ -87,7 +87,7 @@ def test_times_and_counts():
     assert done.tries == 1
 
 
-def test_body_of_each_dialect():
+def test_body_for_each_kind_of_server():
     """A vLLM server is asked for exact lengths and given session, priority and hints; a server that
     only knows the OpenAI API is sent nothing it could refuse."""
     request = CompletionRequest(PROMPT, 3, "s1", 5, {"turn": 2})
@@ -96,7 +96,7 @@ def test_body_of_each_dialect():
     assert body["prompt"] == PROMPT
     assert (body["max_tokens"], body["ignore_eos"]) == (3, True)
     assert (body["session_id"], body["priority"], body["vllm_xargs"]) == ("s1", 5, {"turn": 2})
-    (done,), server = ask(Behaviour(), request, dialect=OPENAI)
+    (done,), server = ask(Behaviour(), request, kind=OpenAi())
     assert set(server.requests[0]) == {
         "model", "prompt", "max_tokens", "temperature", "stream", "stream_options",
     }  # fmt: skip
@@ -171,10 +171,12 @@ def test_nobody_listens():
     """A refused connection is tried again and then reported as a disconnect."""
 
     async def go():
-        async with Client("http://127.0.0.1:9", "m", clock=Clock(), patience=QUICK) as client:
+        async with Client(
+            "http://127.0.0.1:9", "m", clock=virtual_clock(), patience=QUICK
+        ) as client:
             return await client.complete(CompletionRequest(PROMPT, 2))
 
-    done = asyncio.run(go())
+    done = run_virtually(go())
     assert (done.status, done.tries) == ("disconnect", 3)
     assert "cannot connect" in done.problems[0]
 

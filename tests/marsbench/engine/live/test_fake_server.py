@@ -9,6 +9,7 @@ import pytest
 from aiohttp import ClientError, ClientSession
 
 from marsbench.engine.live.fake_server import FAULTS, Behaviour, FakeServer, serving
+from marsbench.engine.live.kinds.vllm import Vllm
 from marsbench.engine.live.metrics import parse_metrics
 from marsbench.engine.live.server import ServerCommand, free_port, running
 
@@ -24,7 +25,7 @@ def complete(behaviour: Behaviour, *prompts: list[int], output: int = 1) -> Fake
                 async with session.post(f"{url}/v1/completions", json=body) as reply:
                     await reply.read()
             async with session.get(f"{url}/metrics") as reply:
-                server.page = parse_metrics(await reply.read())
+                server.page = parse_metrics(await reply.read(), Vllm.metrics)
         return server
 
     return asyncio.run(go())

@@ -16,16 +16,17 @@ pytest.importorskip("zmq")
 from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, ToolCall, Turn
 from marsbench.engine.base import EngineConfig
+from marsbench.engine.kind import Opening
 from marsbench.engine.link.inside import InsideLink
 from marsbench.engine.link.outside import OutsideLink
 from marsbench.engine.link.roster import Roster
 from marsbench.engine.live.client import Client
-from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.driver import run_live
 from marsbench.engine.live.engine import LiveEngine
 from marsbench.engine.live.fake_server import Behaviour
-from marsbench.engine.live.inside import SYNC_SCHEDULER, Inside
+from marsbench.engine.live.kinds.vllm import Vllm
 from marsbench.engine.live.options import LiveOptions
+from marsbench.engine.live.wall import Site, run_live
+from marsbench.engine.plan import CellPlan, Identity
 from marsbench.events import Event, Kind
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -37,7 +38,7 @@ SESSIONS = [
     Session(f"s{k}", (Turn(100, 5, tools=(ToolCall("ls", "shell_read", 0.02),)), Turn(30, 3)))
     for k in range(2)
 ]
-INSIDE = Inside("mars_impl.policy.MARS", "tiny-cpu", (("kv_target", 0.9),), 2, 7)
+INSIDE = Identity("mars_impl.policy.MARS", "tiny-cpu", (("kv_target", 0.9),), 2, 7)
 
 
 class Engine:
@@ -104,16 +105,20 @@ def test_what_the_engine_tells_is_on_record(tmp_path, fake):
     log = EventLog()
     with fake(Behaviour(ttft_s=0.3, num_blocks=100)) as (url, _):
         run_live(
-            sessions=SESSIONS,
-            arrivals=ArrivalPlan((0, 0)),
-            core_factory=lambda listener: LiveCore(CONFIG, None, Policies(), listener),
-            connect=lambda clock: Client(url, "fake", clock=clock),
-            policies=Policies(),
-            tools=Recorded(),
-            log=log,
-            salt="run/1",
-            warm_up_turns=1,
-            link=link,
+            CellPlan(
+                sessions=tuple(SESSIONS),
+                arrivals=ArrivalPlan((0, 0)),
+                policies=Policies(),
+                flags=CONFIG,
+                tools=Recorded(),
+            ),
+            log,
+            Site(
+                connect=lambda clock: Client(url, "fake", clock=clock),
+                salt="run/1",
+                warm_up_turns=1,
+                link=link,
+            ),
         )
     engine.stop(sessions=2)
     report = link.report()
@@ -146,6 +151,7 @@ def interpreter(tmp_path):
     script = tmp_path / "python"
     script.write_text(
         "#!/bin/sh\n"
+        'case "$1" in -c) exit 0;; esac\n'
         f'echo "$PYTHONPATH" >> "{tmp_path}/paths"\n'
         'while [ "$1" != --port ]; do shift; done\n'
         f'exec "{sys.executable}" -m marsbench.engine.live.fake_server --port "$2" '
@@ -158,15 +164,18 @@ def interpreter(tmp_path):
 def cell(engine, inside):
     """One cell of a system that schedules inside the engine."""
     log = EventLog()
-    engine.run_cell(
-        sessions=SESSIONS,
-        arrivals=ArrivalPlan((0, 0)),
-        core_factory=lambda listener: LiveCore(CONFIG, None, Policies(), listener),
-        policies=Policies(scheduling=Stubborn()),
-        tools=Recorded(),
-        log=log,
-        inside=inside,
+    told = engine.run(
+        CellPlan(
+            sessions=tuple(SESSIONS),
+            arrivals=ArrivalPlan((0, 0)),
+            policies=Policies(scheduling=Stubborn()),
+            flags=CONFIG,
+            tools=Recorded(),
+            identity=inside,
+        ),
+        log,
     )
+    assert told.measured["live"]["link"]["engine_events"] == 0, "nobody speaks for a fake server"
     return build_tables(log).sessions["status"].tolist()
 
 
@@ -183,13 +192,12 @@ def test_server_is_started_with_the_system(interpreter, tmp_path, monkeypatch):
     another. A server in which nobody answers the link still completes every session."""
     monkeypatch.chdir(tmp_path)
     options = LiveOptions(python=str(interpreter), warm_up_turns=0)
-    with LiveEngine("vllm", options, salt="run") as engine:
+    with LiveEngine(Vllm(), options, Opening("run")) as engine:
         assert cell(engine, INSIDE) == ["ok", "ok"]
         assert cell(engine, INSIDE) == ["ok", "ok"]
-        assert cell(engine, Inside("mars_impl.policy.MARS", "tiny-cpu")) == ["ok", "ok"]
-        assert [report["link"]["engine_events"] for report in engine.reports] == [0, 0, 0]
-    assert list(engine.server_flags) == ["server-0", "server-1"]
-    words = shlex.split(engine.server_flags["server-0"])
+        assert cell(engine, Identity("mars_impl.policy.MARS", "tiny-cpu")) == ["ok", "ok"]
+    assert list(engine.described()) == ["server-0", "server-1"]
+    words = shlex.split(engine.described()["server-0"])
     assert words[words.index("--scheduler-cls") + 1].endswith("plugin.ServedScheduler")
     told = json.loads(words[words.index("--additional-config") + 1])["marsbench"]
     assert told.pop("listen").startswith("ipc://")
@@ -199,9 +207,3 @@ def test_server_is_started_with_the_system(interpreter, tmp_path, monkeypatch):
         "tool_cores": 2, "seed": 7,
     }  # fmt: skip
     assert str(tmp_path) in (tmp_path / "paths").read_text()
-
-
-def test_synchronous_servers_get_the_synchronous_scheduler():
-    """vLLM's asynchronous scheduler class does not fit a server told to be synchronous."""
-    assert INSIDE.scheduler_cls(["--no-async-scheduling"]) == SYNC_SCHEDULER
-    assert INSIDE.scheduler_cls([]) != SYNC_SCHEDULER

@@ -20,9 +20,9 @@ from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, ToolCall, Turn
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.live.client import Client
-from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.driver import run_live
 from marsbench.engine.live.server import ServerCommand, free_port, running
+from marsbench.engine.live.wall import Site, run_live
+from marsbench.engine.plan import CellPlan
 from marsbench.records import EventLog
 from marsbench.system import Policies
 from marsbench.tools.process import Process
@@ -32,15 +32,14 @@ argv = (sys.executable, "-m", "marsbench.engine.live.fake_server", "--port", str
 command = ServerCommand(argv, f"http://127.0.0.1:{port}", "fake")
 burn = ToolCall("build", "build", 60.0, cpu_s=60.0, cores=2.0)
 with running(command, Path(sys.argv[1])):
-    run_live(
-        sessions=[Session("s", (Turn(20, 2, tools=(burn,)), Turn(5, 2)))],
+    plan = CellPlan(
+        sessions=(Session("s", (Turn(20, 2, tools=(burn,)), Turn(5, 2))),),
         arrivals=ArrivalPlan((0,)),
-        core_factory=lambda driver: LiveCore(EngineConfig(num_blocks=99), None, Policies(), driver),
-        connect=lambda clock: Client(command.url, "fake", clock=clock),
         policies=Policies(),
+        flags=EngineConfig(num_blocks=99),
         tools=Process(prestarted=1),
-        log=EventLog(),
     )
+    run_live(plan, EventLog(), Site(lambda clock: Client(command.url, "fake", clock=clock)))
 """
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from marsbench.engine.base import EngineConfig
 from marsbench.engine.live.server import (
     Server,
     ServerCommand,
     answers,
     free_port,
     running,
-    vllm_command,
 )
 from marsbench.engine.live.supervisor import descendants
 from marsbench.errors import EngineError
@@ -155,49 +153,6 @@ def test_server_that_never_answers(tmp_path):
 
 def test_interpreter_that_does_not_exist(tmp_path):
     """A wrong interpreter path is reported by name."""
-    missing = vllm_command(python=Path("/no/python"), model="m", engine=EngineConfig(num_blocks=9))
+    missing = ServerCommand(("/no/python", "-m", "vllm"), "http://127.0.0.1:9", "m")
     with pytest.raises(EngineError, match="/no/python"), running(missing, tmp_path / "log"):
         pass
-
-
-def test_vllm_command_says_what_the_config_says():
-    """Each engine field becomes the flag of the same meaning; one block more for vLLM's null."""
-    config = EngineConfig(num_blocks=40, block_size=32, max_num_seqs=7, policy="priority")
-    chosen = vllm_command(
-        python=Path("py"),
-        model="org/model",
-        engine=config,
-        port=1234,
-        scheduler_cls="pkg.Sched",
-        stream_interval=16,
-        extra=("--tensor-parallel-size", "2"),
-    )
-    words = " ".join(chosen.argv)
-    assert words.startswith("py -m vllm.entrypoints.openai.api_server --model org/model ")
-    for flag in (
-        "--num-gpu-blocks-override 41",
-        "--block-size 32",
-        "--max-num-seqs 7",
-        "--scheduling-policy priority",
-        "--port 1234",
-        "--scheduler-cls pkg.Sched",
-        "--stream-interval 16",
-        "--tensor-parallel-size 2",
-        "--enable-prompt-tokens-details",
-    ):
-        assert flag in words
-    assert "dummy" not in words
-    assert chosen.url == "http://127.0.0.1:1234"
-    plain = vllm_command(python=Path("py"), model="m", engine=config)
-    assert "--stream-interval" not in plain.argv, "a message for each token is vLLM's own default"
-
-
-@pytest.mark.parametrize(("worker_process", "told"), [(False, "0"), (True, "1")])
-def test_on_a_cpu_the_model_runs_beside_its_scheduler(worker_process, told):
-    """One process on a CPU, unless vLLM's two are asked for; elsewhere vLLM decides."""
-    config = EngineConfig(num_blocks=40)
-    given = {"python": Path("py"), "model": "m", "engine": config, "worker_process": worker_process}
-    chosen = vllm_command(**given, cpu=True)
-    assert chosen.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == told
-    assert f"VLLM_ENABLE_V1_MULTIPROCESSING={told} py -m vllm" in chosen.shown()
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in vllm_command(**given).env

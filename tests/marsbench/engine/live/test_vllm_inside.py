@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, ToolCall, Turn, to_ps
+from marsbench.engine.kind import Opening
 from marsbench.engine.live.engine import LiveEngine
+from marsbench.engine.live.kinds.vllm import Vllm
 from marsbench.engine.live.options import LiveOptions
 from marsbench.events import Kind
-from marsbench.experiment.wiring import Setup, simulate, system_named
+from marsbench.experiment.wiring import Setup, plan_cell, system_named
+from marsbench.records import EventLog
 from marsbench.tables import build_tables
 from marsbench.tools.recorded import Recorded
 
@@ -31,7 +35,7 @@ def mars_engine(tmp_path_factory):
     options = LiveOptions(python=sys.executable, device="cpu", warm_up_turns=2)
     logs = tmp_path_factory.mktemp("logs")
     notes: list[str] = []
-    with LiveEngine("vllm", options, salt="test", log_folder=logs, note=notes.append) as engine:
+    with LiveEngine(Vllm(), options, Opening("test", logs, notes.append)) as engine:
         engine.test_notes = notes
         yield engine
 
@@ -40,34 +44,33 @@ def tool(seconds: float) -> ToolCall:
     return ToolCall("pytest", "test", seconds)
 
 
-def play(engine, sessions, *, run_cell=None):
-    """A cell of MARS on the server: its log."""
+def play(engine, sessions, tools=None):
+    """A cell of MARS on the server: its log and what the engine told of it."""
     times = tuple(to_ps(0.3 * k) for k in range(len(sessions)))
-    outcome = simulate(
-        SETUP, system_named("mars"), {}, sessions, ArrivalPlan(times), seed=0,
-        run_cell=run_cell or engine.run_cell,
-    )  # fmt: skip
-    return outcome.log
+    plan = plan_cell(SETUP, system_named("mars"), {}, sessions, ArrivalPlan(times), seed=0)
+    log = EventLog()
+    outcome = engine.run(replace(plan, tools=tools or plan.tools), log)
+    return log, outcome.measured["live"]
 
 
 def test_the_same_policies_inside_and_outside(mars_engine):
     """Five sessions, more than the cache holds: all end, the engine tells each turn's first step
     once and MARS's pins, no message is lost; a second run on the same server begins anew."""
-    for run in range(2):
+    for _ in range(2):
         sessions = [
             Session(f"s{k}", (Turn(1100, 12, tools=(tool(0.8),)), Turn(200, 12, tools=(tool(0.5),)),
                               Turn(150, 8)))
             for k in range(5)
         ]  # fmt: skip
-        log = play(mars_engine, sessions)
+        log, told = play(mars_engine, sessions)
         kinds = [Kind(kind).name for kind in log.to_numpy()[:, 1]]
         assert build_tables(log).sessions["status"].tolist() == ["ok"] * 5
         assert kinds.count("GPU_SCHED_FIRST") == kinds.count("GPU_END") == 15
         assert kinds.count("KV_PIN") > 0
-        report = mars_engine.reports[run]["link"]
+        report = told["link"]
         assert report["engine_events"] >= 15 * 3
         assert report["lost_messages"] == report["damaged_messages"] == report["outages"] == 0
-    assert len(mars_engine.server_flags) == 1
+    assert len(mars_engine.described()) == 1
 
 
 def test_a_control_plane_that_falls_silent(mars_engine):
@@ -87,11 +90,8 @@ def test_a_control_plane_that_falls_silent(mars_engine):
                 outlet.send = link_of["send"]
             super().start(handle, demand, now_ps)
 
-    def run_cell(**cell):
-        return mars_engine.run_cell(**{**cell, "tools": Muting()})
-
     turns = (Turn(600, 8, tools=(tool(4.5),)), Turn(100, 8, tools=(tool(2.5),)), Turn(100, 8))
-    log = play(mars_engine, [Session("s", turns)], run_cell=run_cell)
+    log, _ = play(mars_engine, [Session("s", turns)], Muting())
     assert build_tables(log).sessions["status"].tolist() == ["ok"]
     said = mars_engine._running[1].log_path.read_text()
     assert said.count("control plane has been silent") == 1

@@ -8,13 +8,13 @@ import pytest
 
 from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn, plan_turns, to_ps
-from marsbench.engine.driver import run_cell
 from marsbench.engine.live.client import Client, CompletionRequest
 from marsbench.engine.live.clock import Clock
-from marsbench.engine.live.core import LiveCore
-from marsbench.engine.live.driver import run_live
+from marsbench.engine.live.wall import Site, run_live
+from marsbench.engine.plan import CellPlan
 from marsbench.engine.profile import load_profile
 from marsbench.engine.sim.core import SimCore
+from marsbench.engine.virtual import VirtualEngine
 from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.system import Policies
@@ -62,24 +62,31 @@ def test_hits_lengths_and_counters(vllm_server, vllm_engine):
     predicts (kept, evicted and compacted contexts), and the server's counters agree."""
     log, simulated = EventLog(), EventLog()
     outcome = run_live(
-        sessions=SESSIONS,
-        arrivals=ARRIVALS,
-        core_factory=lambda listener: LiveCore(vllm_engine, None, Policies(), listener),
-        connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
-        policies=Policies(),
-        tools=Recorded(),
-        log=log,
-        salt="hits",
-        warm_up_turns=0,
+        CellPlan(
+            sessions=tuple(SESSIONS),
+            arrivals=ARRIVALS,
+            policies=Policies(),
+            flags=vllm_engine,
+            tools=Recorded(),
+        ),
+        log,
+        Site(
+            connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
+            salt="hits",
+            warm_up_turns=0,
+        ),
     )
     cost = load_profile("tiny-cpu").step_cost()
-    run_cell(
-        sessions=SESSIONS,
-        arrivals=ARRIVALS,
-        core_factory=lambda listener: SimCore(vllm_engine, cost, Policies(), listener),
-        policies=Policies(),
-        tools=Recorded(),
-        log=simulated,
+    VirtualEngine(SimCore).run(
+        CellPlan(
+            sessions=tuple(SESSIONS),
+            arrivals=ARRIVALS,
+            policies=Policies(),
+            flags=vllm_engine,
+            cost=cost,
+            tools=Recorded(),
+        ),
+        simulated,
     )
     plans = {
         (session.session_id, index): plan
@@ -109,14 +116,17 @@ def test_preemptions_are_counted(vllm_server, vllm_engine):
     log = EventLog()
     sessions = [Session(f"s{index}", (Turn(1200, 400),)) for index in range(4)]
     outcome = run_live(
-        sessions=sessions,
-        arrivals=ArrivalPlan((0, 0, 0, 0)),
-        core_factory=lambda listener: LiveCore(vllm_engine, None, Policies(), listener),
-        connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock),
-        policies=Policies(),
-        tools=Recorded(),
-        log=log,
-        salt="preempt",
+        CellPlan(
+            sessions=tuple(sessions),
+            arrivals=ArrivalPlan((0, 0, 0, 0)),
+            policies=Policies(),
+            flags=vllm_engine,
+            tools=Recorded(),
+        ),
+        log,
+        Site(
+            connect=lambda clock: Client(vllm_server.url, "marsbench", clock=clock), salt="preempt"
+        ),
     )
     assert [done.output_tokens for _, done in outcome.completions] == [400] * 4
     assert outcome.stats.preemptions == outcome.server.preemptions > 0

@@ -14,8 +14,9 @@ from marsbench.arrival.base import ArrivalPlan
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
-from marsbench.engine.driver import run_cell
+from marsbench.engine.plan import CellPlan
 from marsbench.engine.sim.core import SimCore
+from marsbench.engine.virtual import VirtualEngine
 from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.scheduler.base import EngineOrder, Retain
@@ -48,7 +49,7 @@ def simulate(sessions, arrivals_s, *, config=SMALL, cost=FLAT, policies=None, tr
     policies = policies or Policies()
     made = []
 
-    def factory(listener):
+    def factory(config, cost, policies, listener):
         core = SimCore(config, cost, policies, listener)
         if traced:
             core.trace = Steps(core)
@@ -56,13 +57,16 @@ def simulate(sessions, arrivals_s, *, config=SMALL, cost=FLAT, policies=None, tr
         return core
 
     plan = ArrivalPlan(times_ps=tuple(round(t * 1000) * MS for t in arrivals_s), closed_loop=None)
-    run_cell(
-        sessions=sessions,
-        arrivals=plan,
-        core_factory=factory,
-        policies=policies,
-        tools=Recorded(),
-        log=log,
+    VirtualEngine(factory).run(
+        CellPlan(
+            sessions=tuple(sessions),
+            arrivals=plan,
+            policies=policies,
+            flags=config,
+            cost=cost,
+            tools=Recorded(),
+        ),
+        log,
     )
     core = made[0]
     return log, (core.trace.rows if traced else []), core

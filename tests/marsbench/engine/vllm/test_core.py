@@ -303,7 +303,7 @@ def test_a_last_turn_and_an_ended_session_hold_nothing():
 
 
 def test_a_policy_that_breaks_its_protocol_is_named():
-    """A quantum of 0 tokens and a review of a pin that is none are PolicyErrors."""
+    """A quantum of 0 tokens and giving up what is not kept are PolicyErrors."""
 
     class Zero(EngineOrder):
         def prefill_quantum(self, turn, view, now_s):
@@ -318,7 +318,7 @@ def test_a_policy_that_breaks_its_protocol_is_named():
         review_s = 0.0
 
         def review(self, retained, view, now_s):
-            return [SimpleNamespace(session=retained[0].session)]
+            return [SimpleNamespace(session=retained[0].session + 1)]
 
     core, _ = core_of(Policies(retention=Stranger()))
     core.submit(request(0, 50, 2))

@@ -38,7 +38,8 @@ class Checking(EngineOrder):
         return True
 
     def waiting_key(self, turn, view, now_s):
-        blocks, tokens, _ = view._scheduler.kv_cache_manager.get_computed_blocks(turn.request)
+        request = view._turns.request_of(turn)
+        blocks, tokens, _ = view._scheduler.kv_cache_manager.get_computed_blocks(request)
         assert view.cached_tokens(turn) == tokens
         evictable = sum(block.ref_cnt == 0 for block in blocks.blocks[0])
         assert view.hits.evictable_at_most(turn, evictable)

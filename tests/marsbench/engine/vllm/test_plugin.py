@@ -120,7 +120,7 @@ def test_a_system_runs_inside_a_server(vllm, monkeypatch, system):
     monkeypatch.setenv("MARSBENCH_PROFILE", PROFILE)
     scheduler = vllm.build(vllm.served)
     heard = []
-    scheduler._listeners.append(heard.append)
+    scheduler.hosted.listeners.append(heard.append)
     for turn in range(3):
         for session in range(6):
             scheduler.add_request(
@@ -143,7 +143,7 @@ def test_a_system_runs_inside_a_server(vllm, monkeypatch, system):
         scheduler.session_ended(session)
     assert scheduler.view.free_blocks == CONFIG.num_blocks
     assert not scheduler._turns
-    assert not scheduler._cached
+    assert not scheduler.hosted.cached
 
 
 @pytest.mark.parametrize("cls", ["served", "sync"])
@@ -154,7 +154,7 @@ def test_a_turn_of_one_token_has_its_first_token_before_its_end(vllm, monkeypatc
     monkeypatch.setenv("MARSBENCH_PROFILE", PROFILE)
     scheduler = vllm.build(getattr(vllm, cls))
     heard = []
-    scheduler._listeners.append(heard.append)
+    scheduler.hosted.listeners.append(heard.append)
     scheduler.add_request(vllm.request(0, prompt(0, 20), 1))
     scheduler.add_request(vllm.request(1, prompt(1, 700), 3))  # three steps of 256 tokens
     drain(vllm, scheduler, depth=2 if cls == "served" else 1)
@@ -171,7 +171,7 @@ def test_a_turn_of_one_token_has_its_first_token_before_its_end(vllm, monkeypatc
         (1, Kind.GPU_FIRST_TOKEN),
         (1, Kind.GPU_END),
     ]
-    assert not scheduler._tokenless
+    assert not scheduler.hosted.tokenless
 
 
 def test_policies_read_queues_without_copies(vllm, monkeypatch):
@@ -198,7 +198,8 @@ def test_decodes_that_fit_ask_nothing(vllm):
     from marsbench.engine.vllm.scheduler import MonotonicHost
 
     scheduler = vllm.build(vllm.adapter)
-    scheduler.use(Asked(), NoRetention(), MonotonicHost())
+    host = MonotonicHost()
+    scheduler.use(Asked(), NoRetention(), host, host)
     scheduler.add_request(vllm.request(0, prompt(0, 300), 40))
     manager = scheduler.kv_cache_manager
     hooked = []
@@ -228,7 +229,7 @@ def test_requests_without_hints_are_sessions_by_their_id(vllm, monkeypatch):
         request = vllm.request(number, prompt(number, 20), 2)
         request.session_id = session_id
         scheduler.add_request(request)
-        info = scheduler.turn(request).info
+        info = scheduler._turns.info(request.request_id)
         described.append((info.session, info.turn_index, info.is_last))
     assert described == [(0, 0, False), (0, 1, False), (1, 0, True), (2, 0, False)]
     drain(vllm, scheduler)
@@ -249,3 +250,50 @@ def test_a_wrong_option_is_one_clear_line(vllm, monkeypatch, system, profile, pr
     monkeypatch.setenv("MARSBENCH_PROFILE", profile)
     with pytest.raises(ConfigError, match=problem):
         vllm.build(vllm.served)
+
+
+def test_no_block_stays_held_whatever_clients_do(vllm, monkeypatch):
+    """Memory for a third of the sessions; clients leave while their turn waits or runs, sessions never
+    come back. Once everybody has been given up, every block is free and nothing is remembered."""
+    import numpy as np
+    from vllm.v1.request import RequestStatus
+
+    monkeypatch.setenv("MARSBENCH_SYSTEM", "mars")
+    monkeypatch.setenv("MARSBENCH_PROFILE", PROFILE)
+    scheduler = vllm.build(vllm.served)
+    dice = np.random.default_rng(7)
+    turns = dict.fromkeys(range(40), 0)
+    number = left = 0
+    for _ in range(60):
+        for session in dice.choice(sorted(turns), size=min(8, len(turns)), replace=False):
+            tokens = prompt(int(session), 100 + 80 * turns[session])
+            scheduler.add_request(
+                vllm.request(
+                    number, tokens, 12, marsbench_session=int(session),
+                    marsbench_turn=turns[session], marsbench_tools=["ls"],
+                )
+            )  # fmt: skip
+            turns[session] += 1
+            number += 1
+        for _ in range(dice.integers(1, 4)):
+            step = scheduler.schedule()
+            ids = list(step.num_scheduled_tokens)
+            sampled = [[] if scheduler.requests[i].is_prefill_chunk else [7] for i in ids]
+            gone = [i for i in scheduler.requests if dice.random() < 0.05]
+            left += len(gone)
+            scheduler.finish_requests(gone, RequestStatus.FINISHED_ABORTED)
+            index = {request_id: k for k, request_id in enumerate(ids)}
+            scheduler.update_from_output(
+                step, vllm.output(req_ids=ids, req_id_to_index=index, sampled_token_ids=sampled)
+            )
+        drain(vllm, scheduler, depth=1)
+        turns = {s: n for s, n in turns.items() if n < 12 and dice.random() > 0.02}
+    assert left > 20
+    assert scheduler.view.pinned_blocks <= CONFIG.num_blocks
+    for session in range(40):
+        scheduler.session_ended(session)
+    assert scheduler.view.free_blocks == CONFIG.num_blocks
+    assert scheduler.view.pinned_blocks == 0
+    assert not scheduler._turns
+    assert not scheduler.hosted.cached
+    assert not scheduler.hosted.tokenless

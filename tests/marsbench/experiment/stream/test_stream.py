@@ -15,16 +15,17 @@ import pytest
 pytest.importorskip("zmq")
 
 import zmq
+from watched_engine import WatchedEngine
 
-from marsbench.engine.driver import run_cell as real_run_cell
 from marsbench.engine.link.sockets import Inlet
 from marsbench.engine.link.wire import Batch, WireEvent
 from marsbench.errors import ConfigError, EngineError, PolicyError, ResultsError
 from marsbench.events import Kind
-from marsbench.experiment.stream.cell import Outlet, Rows
+from marsbench.experiment.stream.cell import CellOutlet, Rows
 from marsbench.experiment.stream.hub import Hub
 from marsbench.experiment.stream.messages import (
     MARK_PREFIX,
+    MARK_TOPIC,
     AttemptBegin,
     AttemptEnd,
     CellEnd,
@@ -92,13 +93,12 @@ def test_status_while_it_runs(run, address):
     """The observer knows which cell runs, how far it is, and what its sessions and tools do."""
     reached = threading.Event()
 
-    def slow(**given):
-        log = given["log"]
-        stats = real_run_cell(**given)
+    def wait(log):
         if isinstance(log.rows, Rows):  # the cell, not a measurement before it
             log.flush()
             reached.wait(10)
-        return stats
+
+    slow = WatchedEngine(after=wait)
 
     watching = Watching(address, keep=False)
 
@@ -108,7 +108,7 @@ def test_status_while_it_runs(run, address):
         reached.set()
 
     threading.Thread(target=release).start()
-    result, _ = run(system=["mars"], load=[0.9], stream=address, stream_wait=1, run_cell=slow)
+    result, _ = run(system=["mars"], load=[0.9], stream=address, stream_wait=1, on=slow)
     watching.finished().close()
     status = next(status for status in watching.seen if status.get("sessions_over") == 6)
     assert reached.is_set()
@@ -136,16 +136,17 @@ def test_a_failed_cell_and_an_incomplete_run(run, address, tmp_path):
     """A cell that fails is over without events; the last message says the run is not complete."""
     calls = []
 
-    def breaking(**given):
-        if isinstance(given["log"].rows, Rows):
+    def check(plan):
+        if len(plan.sessions) == 6 and plan.arrivals.closed_loop is None:
             calls.append(1)
             if len(calls) == 1:
                 raise PolicyError("broken")
-        return real_run_cell(**given)
+
+    breaking = WatchedEngine(before=check)
 
     watching = Watching(address)
     result, _ = run(
-        system=["vllm", "static"], load=[0.9], stream=address, stream_wait=1, run_cell=breaking
+        system=["vllm", "static"], load=[0.9], stream=address, stream_wait=1, on=breaking
     )
     observer = watching.finished()
     assert observer.end == RunEnd(result.summary["run_id"], complete=False)
@@ -206,7 +207,7 @@ def make_hub(address, notes):
     opened[0].close()
 
 
-def fill(outlet: Outlet, num_events: int) -> EventLog:
+def fill(outlet: CellOutlet, num_events: int) -> EventLog:
     log = outlet.new_log()
     log.session_ids = ["one"]
     for k in range(num_events):
@@ -239,7 +240,7 @@ def test_an_observer_that_does_not_read_stops_the_run(make_hub, address):
     hub.begin("r", 1, (0,), wait_for=1)
     with (
         pytest.raises(StalledError, match=r"has not read for 0\.5 s"),
-        Outlet(hub.target("r"), 0, KEY) as outlet,
+        CellOutlet(hub.target("r"), 0, KEY) as outlet,
     ):
         fill(outlet, 2_000_000)
     observer.leave()
@@ -262,7 +263,7 @@ def test_a_slow_observer_gets_everything(make_hub, address):
 
     thread = threading.Thread(target=read, daemon=True)
     hub.begin("r", 1, (0,), wait_for=1)
-    with Outlet(hub.target("r"), 0, KEY) as outlet:
+    with CellOutlet(hub.target("r"), 0, KEY) as outlet:
         thread.start()
         log = fill(outlet, 100_000)
         outlet.ended(log)
@@ -281,7 +282,7 @@ def test_an_observer_that_leaves_is_not_waited_for(make_hub, address):
     hub = make_hub(10.0)
     observer = Reader(address)
     hub.begin("r", 1, (0,), wait_for=1)
-    with Outlet(hub.target("r"), 0, KEY) as outlet:
+    with CellOutlet(hub.target("r"), 0, KEY) as outlet:
         fill(outlet, 10_000)
         observer.leave()
         fill(outlet, 400_000)
@@ -327,7 +328,9 @@ def ready(seq: int, time_ps: int) -> Batch:
     return Batch("b", seq, (event,))
 
 
-BEGIN = AttemptBegin("b", "r", 0, "w", "s", "sim", "p", 0.5, None, 0, 4, ("one",), live=True)
+BEGIN = AttemptBegin(
+    "b", "r", 0, "w", "s", "sim", "p", 0.5, None, 0, 4, None, None, ("one",), live=True
+)
 
 
 def see(observer: Observer) -> None:
@@ -402,10 +405,10 @@ def test_a_run_that_dies(publisher, address):
 
 def test_other_versions_and_damage():
     """Marks of another version, and bytes that are none, are refused by name."""
-    with pytest.raises(EngineError, match="version 9, this reads 1"):
+    with pytest.raises(EngineError, match="version 9, this reads 2"):
         decode([MARK_PREFIX + b"9", b"x"])
     with pytest.raises(EngineError, match="damaged message"):
-        decode([MARK_PREFIX + b"1", b"\xc1"])
+        decode([MARK_TOPIC, b"\xc1"])
     mark = CellEnd("r", 3, "b")
     assert decode(encode(mark)) == mark
 

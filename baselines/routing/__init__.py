@@ -1,0 +1,1 @@
+"""Published routers for several engines, one file each."""

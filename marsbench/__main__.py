@@ -1,0 +1,5 @@
+"""``python -m marsbench`` is ``marsbench``."""
+
+from marsbench.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Live agents: tasks that real agents solve with real tools, around any engine, as a run folder."""

@@ -1,0 +1,82 @@
+"""What marsbench must know of one kind of inference server: everything that differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from marsbench.engine.base import EngineConfig
+from marsbench.engine.live.metrics import MetricNames
+from marsbench.engine.live.options import LiveOptions
+from marsbench.engine.live.request import CompletionRequest
+from marsbench.engine.live.server import ServerCommand
+from marsbench.engine.plan import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a server is to be started."""
+
+    python: Path
+    """Interpreter of an environment that has the server's package."""
+    model: str
+    """Folder or name of the weights."""
+    flags: EngineConfig
+    options: LiveOptions
+    port: int
+    policies: Identity | None = None
+    """The system whose engine-side policies run inside the server; None: the server's own."""
+    link: Mapping[str, str] = field(default_factory=dict)
+    """Addresses at which those policies hear of what happens outside, and tell what they do."""
+    sockets: str = ""
+    """Folder for sockets between the server's processes; empty: where the server likes."""
+
+
+class ServerKind(Protocol):
+    """One kind of server. A new kind is one file here and one line in ``marsbench.engine``."""
+
+    @property
+    def name(self) -> str:
+        """As in ``--engine``."""
+        ...
+
+    @property
+    def package(self) -> str:
+        """Python package that holds the server; empty if marsbench cannot start one."""
+        ...
+
+    @property
+    def metrics(self) -> MetricNames | None:
+        """How its ``/metrics`` page names things; None if it is not known to have one."""
+        ...
+
+    @property
+    def hosts_policies(self) -> bool:
+        """Whether a system's engine-side policies can run inside a server that we start."""
+        ...
+
+    def fields(self, request: CompletionRequest) -> dict[str, Any]:
+        """Fields of a completion request beyond the OpenAI API."""
+        ...
+
+    def command(self, launch: Launch) -> ServerCommand:
+        """How to start one; EngineError for flags with which it would not start."""
+        ...
+
+    def check_log(self, launch: Launch, log: str) -> None:
+        """EngineError if a server that is ready is not what was to be started, as its log tells."""
+        ...
+
+
+def told(policies: Identity, link: Mapping[str, str]) -> dict[str, Any]:
+    """What a server with policies of ours inside is told: the system, and where to listen and tell."""
+    return {
+        "system": policies.system,
+        "profile": policies.profile,
+        "params": dict(policies.params),
+        "tool_cores": policies.tool_cores,
+        "seed": policies.seed,
+        **link,
+    }

@@ -1,0 +1,1 @@
+"""SGLang's own scheduler in virtual time. Only this folder imports sglang."""

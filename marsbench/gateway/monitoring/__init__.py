@@ -1,0 +1,1 @@
+"""What others may watch: the gateway's own metrics, and its event stream over ZeroMQ."""

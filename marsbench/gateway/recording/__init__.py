@@ -1,0 +1,1 @@
+"""What is written of the traffic: a trace of lengths, reuse and times, and a run folder; never text."""

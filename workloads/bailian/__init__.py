@@ -1,0 +1,1 @@
+"""Request traces of Alibaba's Bailian service."""

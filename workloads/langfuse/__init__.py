@@ -1,0 +1,1 @@
+"""Langfuse exports: traces with their observations."""

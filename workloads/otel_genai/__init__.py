@@ -1,0 +1,1 @@
+"""OpenTelemetry spans with the GenAI conventions."""
