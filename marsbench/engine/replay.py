@@ -17,6 +17,7 @@ from marsbench.engine.base import EngineCore, Request
 from marsbench.engine.gate import Gate
 from marsbench.engine.life import CallState, Life, SessionState
 from marsbench.engine.plan import CellPlan, Progress
+from marsbench.engine.priority import request_priority
 from marsbench.engine.slots import ToolQueue
 from marsbench.engine.telemetry import SAMPLE_PS, Alone, Replicas, Telemetry
 from marsbench.events import Kind, Status
@@ -32,7 +33,6 @@ class Script:
         "parent",
         "plans",
         "prefix_id",
-        "priority",
         "recorded",
         "state",
     )
@@ -47,7 +47,6 @@ class Script:
         self.outstanding = 0
         """Tool calls and sub-agents that the current turn still waits for."""
         self.prefix_id = -1
-        self.priority = 0
 
     def request(self, ready_ps: int, due_ps: int, priority: int) -> Request:
         """The current turn as an engine is asked for it."""
@@ -279,11 +278,6 @@ class Replay:
         if prefix is not None:
             known = self._prefixes
             script.prefix_id = known.setdefault(prefix.prefix_id, len(known))
-        if self._plan.priority == "session_arrival":
-            top = script
-            while top.parent is not None:
-                top = top.parent
-            script.priority = top.state.arrival_ps // 1_000_000
         self._ready(script, at_ps)
 
     def _fits(self, script: Script) -> bool:
@@ -314,9 +308,7 @@ class Replay:
             at_ps = self._stamp(at_ps)
         state = script.state
         self.life.submit(state, at_ps, -(-state.prompt_tokens // self.view.block_size))
-        priority = script.priority
-        if self._plan.priority == "continuation_first":
-            priority = 0 if state.turn_index else 1
+        priority = request_priority(self._plan.priority, state)
         cost = self._plan.turn_cost
         delay_ps = 0 if cost is None else cost.delay_ps(state.prompt_tokens)
         request = script.request(at_ps + delay_ps, due_ps, priority)

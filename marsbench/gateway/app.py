@@ -17,6 +17,7 @@ from marsbench.core import PolicyContext, to_ps
 from marsbench.engine.life import listeners_of
 from marsbench.engine.link.sockets import Inlet
 from marsbench.engine.link.wire import EngineState
+from marsbench.engine.priority import request_priority
 from marsbench.errors import ConfigError
 from marsbench.events import Status
 from marsbench.extras import require
@@ -282,17 +283,10 @@ class Gateway:
         return found
 
     def _priority(self, session: LiveSession) -> int | None:
-        """VLLM's per-request priority under the system, where its engine knows priorities."""
+        """The priority sent with a session's current turn; None where the engine knows no priorities."""
         if self._system.engine.get("policy") != "priority":
             return None
-        if self._system.priority == "session_arrival":
-            top = session
-            while top.parent is not None:
-                top = top.parent
-            return top.state.arrival_ps // 1_000_000  # microseconds, as every driver sends it
-        if self._system.priority == "continuation_first":
-            return 0 if session.turn_index else 1
-        return 0
+        return request_priority(self._system.priority, session.state)
 
     # --- background --------------------------------------------------------------------------
 

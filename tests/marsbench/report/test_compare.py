@@ -167,6 +167,27 @@ def test_two_runs_compare_the_systems_they_share(run, make_run):
     assert {(entry.system, entry.baseline) for entry in found} == {("mars", "vllm")}
 
 
+def test_runs_of_different_sessions_are_compared_by_those_they_share(make_run):
+    """One run lost its last six sessions and the other its first five: nineteen of thirty are in
+    both, and each is divided by itself although it stands in another row.
+    """
+    runs = []
+    for name, factor, lost in (("a", 4.0, range(24, 30)), ("b", 1.0, range(5))):
+        path = make_run({"vllm": factor}, seeds=(0, 1, 2), num_sessions=30, run_id=name)
+        table = pd.read_parquet(path / "sessions.parquet")
+        left = table[~table["session_id"].isin([f"s{number}" for number in lost])]
+        left.to_parquet(path / "sessions.parquet")
+        runs.append((path, left))
+    shared = [f"s{number}" for number in range(5, 24)]
+    means = [
+        left[left["session_id"].isin(shared)].groupby("seed")["latency_s"].mean()
+        for _, left in runs
+    ]
+    entry = headline(compare.compare_runs(load_runs([path for path, _ in runs])), "vllm @ b")
+    assert (entry.pairs, entry.distinct) == (3 * 19, 19)
+    assert entry.ratio == pytest.approx(gmean(means[0] / means[1]))
+
+
 def test_comparisons_without_pairs_are_refused(run, make_run):
     """One system, an unknown baseline, or runs without common sessions: one clear line."""
     single = make_run({"mars": 1.0}, num_sessions=3, run_id="r4")

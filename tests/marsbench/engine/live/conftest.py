@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from threaded_server import in_a_thread
 
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.live.fake_server import Behaviour, FakeServer, serving
+from marsbench.engine.live.fake_server import Behaviour, FakeServer
 from marsbench.engine.live.supervisor import descendants
 
 HOLDER = """
@@ -57,25 +56,9 @@ SGLANG_ENGINE = {**VLLM_ENGINE, "num_blocks": 5120, "block_size": 1}
 @contextmanager
 def _fake(behaviour: Behaviour) -> Iterator[tuple[str, FakeServer]]:
     """A fake server in a thread of its own; its address and its state."""
-    started = threading.Event()
-    found: dict = {}
-
-    async def serve() -> None:
-        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        server = FakeServer(behaviour)
-        async with serving(server) as url:
-            found["at"] = url, server
-            started.set()
-            await found["stop"].wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert started.wait(10)
-    try:
-        yield found["at"]
-    finally:
-        found["loop"].call_soon_threadsafe(found["stop"].set)
-        thread.join()
+    server = FakeServer(behaviour)
+    with in_a_thread(server) as url:
+        yield url, server
 
 
 @pytest.fixture
