@@ -1,10 +1,20 @@
-"""The optional parts of the installation: what each brings, which packages it needs, what is missing."""
+"""The optional parts of the installation: what each brings, what is missing, and how to get it."""
 
 from __future__ import annotations
 
+import json
+import shlex
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from marsbench.errors import ConfigError
+
+SOURCES = Path(__file__).parents[1]
+"""The folder that holds the package: of a clone, or of what pip has installed."""
 
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "live": (
@@ -35,13 +45,58 @@ def missing(extra: str) -> list[str]:
     return [module for module in EXTRAS[extra][1] if not _is_there(module)]
 
 
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra to this very installation, from wherever that came.
+
+    A clone is installed from its folder again, as is a folder, an archive or a repository that pip was
+    given; everything else is looked up in the package index.
+    """
+    return f"pip install {_requirement(extra, SOURCES)}"
+
+
 def require(extra: str, what: str) -> None:
     """ConfigError, with the command that installs the extra, if ``what`` cannot work without it."""
     absent = missing(extra)
     if absent:
         raise ConfigError(
-            f"{what} needs {', '.join(absent)}, not installed here: pip install 'marsbench[{extra}]'"
+            f"{what} needs {', '.join(absent)}, not installed here: {how_to_install(extra)}"
         )
+
+
+def _requirement(extra: str, sources: Path) -> str:
+    if _is_clone(sources):
+        return f"-e {_folder(sources, extra)}"
+    origin = _origin()
+    url: str = origin.get("url", "")
+    if "dir_info" in origin:
+        folder = Path(url2pathname(urlsplit(url).path))
+        if _is_clone(folder):
+            return _folder(folder, extra)
+    elif "vcs_info" in origin:
+        version = origin["vcs_info"]
+        return shlex.quote(f"marsbench[{extra}] @ {version['vcs']}+{url}@{version['commit_id']}")
+    elif url:
+        return shlex.quote(f"marsbench[{extra}] @ {url}")
+    return shlex.quote(f"marsbench[{extra}]")
+
+
+def _is_clone(folder: Path) -> bool:
+    return (folder / "pyproject.toml").is_file() and (folder / "marsbench").is_dir()
+
+
+def _folder(folder: Path, extra: str) -> str:
+    name = "." if folder.resolve() == Path.cwd().resolve() else str(folder)
+    return shlex.quote(f"{name}[{extra}]")
+
+
+def _origin() -> dict[str, Any]:
+    """What pip was given to install (PEP 610); empty if that was a name in an index."""
+    try:
+        text = distribution("marsbench").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return {}
+    found: dict[str, Any] = json.loads(text) if text else {}
+    return found
 
 
 def _is_there(module: str) -> bool:

@@ -37,13 +37,14 @@ def options() -> argparse.Namespace:
 def build(folder: Path) -> None:
     """Compile the modules of the loop; the manifest comes last, so an unfinished folder is never used."""
     from marsbench import compiled
+    from marsbench.extras import how_to_install
 
     try:
         from mypyc.build import mypycify
         from setuptools import Distribution
         from setuptools.errors import CompileError
     except ImportError as error:
-        sys.exit(f"compile_core: {error}; install the development tools: pip install '.[compile]'")
+        sys.exit(f"compile_core: {error}; install the tools: {how_to_install('compile')}")
     wanted = compiled.manifest()
     paths = [f"{module.replace('.', '/')}.py" for module in compiled.modules()]
     os.chdir(ROOT)

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from marsbench.errors import ConfigError
-from marsbench.extras import EXTRAS
+from marsbench.extras import EXTRAS, how_to_install
 from marsbench.registry import GROUP, TABLES, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def test_what_reads_datasets_says_how_to_get_them(tmp_path, monkeypatch, capsys)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "train.parquet needs datasets" in said
-    assert "pip install 'marsbench[datasets]'" in said
+    assert how_to_install("datasets") in said
 
 
 def published_readme() -> str:

@@ -216,11 +216,11 @@ def _sglang() -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    from marsbench.extras import EXTRAS, missing
+    from marsbench.extras import EXTRAS, how_to_install, missing
 
     for extra, (purpose, _) in EXTRAS.items():
         absent = missing(extra)
-        text = f"{purpose}: pip install 'marsbench[{extra}]' ({', '.join(absent)} missing)"
+        text = f"{purpose}: {how_to_install(extra)} ({', '.join(absent)} missing)"
         yield Finding(f"[{extra}]", "missing" if absent else "ok", text if absent else purpose)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from marsbench.errors import EngineError
+from marsbench.extras import require
 
 if TYPE_CHECKING:
     from marsbench.engine.base import EngineConfig
@@ -170,12 +171,8 @@ class ServerEngine:
 
     def open(self, params: Mapping[str, Value], opening: Opening) -> Engine:
         """Open the engine; the server itself is started when the first cell asks for it."""
-        try:
-            from marsbench.engine.live.engine import LiveEngine
-        except ImportError as error:
-            raise EngineError(
-                f"real servers need the client: {error}; pip install 'marsbench[live]'"
-            ) from error
+        require("live", "an engine on a real server")
+        from marsbench.engine.live.engine import LiveEngine
         from marsbench.engine.live.options import split_options
 
         engine: Engine = LiveEngine(attribute(self.server)(), split_options(params)[0], opening)

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from marsbench.engine.elsewhere import import_path
-from marsbench.errors import ConfigError, EngineError
+from marsbench.errors import EngineError
 from marsbench.experiment.memo import code_digest
 from marsbench.experiment.tasks import CellTask
+from marsbench.extras import require
 from marsbench.runfolder import RunFolder
 
 Task = TypeVar("Task")
@@ -34,12 +35,9 @@ class RayPool:
 
     def __init__(self, address: str) -> None:
         """``address``: ``ray`` for a Ray of this machine alone, ``ray://HOST:PORT`` for a cluster."""
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(
-                f"--jobs {address} needs Ray: {error}; pip install 'marsbench[ray]'"
-            ) from error
+        require("ray", f"--jobs {address}")
+        import ray
+
         self.jobs = 2
         """More than one, for whoever asks: nothing runs in this process."""
         self._ray: Any = ray

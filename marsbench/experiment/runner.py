@@ -30,6 +30,7 @@ from marsbench.experiment.resume import absolute_paths, examine, new_run_id
 from marsbench.experiment.shards import Shard
 from marsbench.experiment.stream.target import StalledError, Target
 from marsbench.experiment.wiring import Setup, deployment
+from marsbench.extras import require
 from marsbench.metrics import Cut
 from marsbench.runfolder import RunFolder, read_summary
 from marsbench.tables import CellKey
@@ -151,12 +152,9 @@ def _stream(address: str, live: bool, reporter: Reporter) -> AbstractContextMana
     """What publishes events at an address; None if there is none."""
     if not address:
         return nullcontext()
-    try:
-        from marsbench.experiment.stream.hub import open_hub
-    except ImportError as error:
-        raise ConfigError(
-            f"--stream needs ZeroMQ: {error}; pip install 'marsbench[live]'"
-        ) from error
+    require("live", "--stream")
+    from marsbench.experiment.stream.hub import open_hub
+
     return open_hub(address, live=live, note=reporter.note)
 
 

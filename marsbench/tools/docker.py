@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from marsbench.core import PS_PER_S
 from marsbench.errors import ConfigError, EngineError
+from marsbench.extras import require
 from marsbench.tools import burner
 from marsbench.tools.base import MILLI, WEIGHTS, ToolDemand
 from marsbench.tools.executor import STILL_S, Execution, tool_core_ids, watched
@@ -203,12 +204,9 @@ class Docker:
 
 
 def _from_environment() -> DockerClient:
-    try:
-        import docker
-    except ImportError:
-        raise ConfigError(
-            "tool model 'docker' needs docker-py: pip install 'marsbench[docker]'"
-        ) from None
+    require("docker", "tool model 'docker'")
+    import docker
+
     try:
         client = docker.from_env(timeout=API_TIMEOUT_S)
         client.ping()

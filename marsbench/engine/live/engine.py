@@ -30,6 +30,7 @@ from marsbench.engine.live.tiny_model import tiny_layers, tiny_misfit, write_tin
 from marsbench.engine.live.wall import LiveOutcome, Site, refuse_engine_policies, run_live
 from marsbench.engine.plan import CellOutcome, CellPlan, Identity, Json, Progress
 from marsbench.errors import EngineError
+from marsbench.extras import require
 from marsbench.records import EventLog
 from marsbench.tools.docker import Docker
 
@@ -285,13 +286,9 @@ class LiveEngine:
 
     def _open_link(self, folder: Path) -> tuple[OutsideLink, dict[str, str]]:
         """Open this end of the link. Returns it with what the scheduler is to be told of it."""
-        try:
-            from marsbench.engine.link.outside import OutsideLink
-        except ImportError as error:
-            raise EngineError(
-                "a system that schedules inside the engine is joined to the run over ZeroMQ: "
-                f"{error}; pip install 'marsbench[live]'"
-            ) from error
+        require("live", "a system that schedules inside the engine")
+        from marsbench.engine.link.outside import OutsideLink
+
         folder.mkdir(mode=0o700)
         ours, theirs = f"ipc://{folder}/driver", f"ipc://{folder}/engine"
         link = OutsideLink(publish=ours, listen=theirs, note=self._opening.note)

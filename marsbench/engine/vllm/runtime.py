@@ -15,6 +15,7 @@ from typing import Any
 
 from marsbench.engine.base import EngineConfig
 from marsbench.errors import EngineError
+from marsbench.extras import how_to_install
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 SUPPORTED = (0, 32)
@@ -53,7 +54,7 @@ def require_vllm() -> str:
     version = installed_version()
     if version is None:
         raise EngineError(
-            "engine vllm-core needs vLLM, which is not installed: pip install 'marsbench[vllm]', "
+            f"engine vllm-core needs vLLM, which is not installed: {how_to_install('vllm')}, "
             "or scripts/setup_vllm_cpu.sh on a machine without a GPU"
         )
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
