@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from marsbench.errors import ConfigError
 
@@ -64,20 +60,22 @@ def require(extra: str, what: str) -> None:
 
 
 def _requirement(extra: str, sources: Path) -> str:
+    from urllib.parse import unquote, urlsplit
+
     if _is_clone(sources):
         return f"-e {_folder(sources, extra)}"
     origin = _origin()
     url: str = origin.get("url", "")
     if "dir_info" in origin:
-        folder = Path(url2pathname(urlsplit(url).path))
+        folder = Path(unquote(urlsplit(url).path))
         if _is_clone(folder):
             return _folder(folder, extra)
     elif "vcs_info" in origin:
         version = origin["vcs_info"]
-        return shlex.quote(f"marsbench[{extra}] @ {version['vcs']}+{url}@{version['commit_id']}")
+        return quote(f"marsbench[{extra}] @ {version['vcs']}+{url}@{version['commit_id']}")
     elif url:
-        return shlex.quote(f"marsbench[{extra}] @ {url}")
-    return shlex.quote(f"marsbench[{extra}]")
+        return quote(f"marsbench[{extra}] @ {url}")
+    return quote(f"marsbench[{extra}]")
 
 
 def _is_clone(folder: Path) -> bool:
@@ -86,11 +84,14 @@ def _is_clone(folder: Path) -> bool:
 
 def _folder(folder: Path, extra: str) -> str:
     name = "." if folder.resolve() == Path.cwd().resolve() else str(folder)
-    return shlex.quote(f"{name}[{extra}]")
+    return quote(f"{name}[{extra}]")
 
 
 def _origin() -> dict[str, Any]:
     """What pip was given to install (PEP 610); empty if that was a name in an index."""
+    import json  # NOTE: `marsbench list` imports this module and must answer at once
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         text = distribution("marsbench").read_text("direct_url.json")
     except PackageNotFoundError:

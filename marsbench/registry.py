@@ -27,17 +27,21 @@ TABLES = (
 """Module-level tables a plug-in package may define: name -> dotted path of the object."""
 
 
-@cache
 def table(kind: str) -> dict[str, str]:
     """All names of a kind (one of TABLES) with their dotted paths, plug-ins in order of name.
 
     Raises ConfigError naming a plug-in package that cannot be imported, or in whose place another
     package of the same import name stands.
     """
+    return tables()[kind]
+
+
+@cache
+def tables() -> dict[str, dict[str, str]]:
+    """Every kind's table. Cached: the metadata of all installed packages is searched for plug-ins."""
     from importlib.metadata import entry_points
 
-    assert kind in TABLES, kind
-    names: dict[str, str] = {}
+    names: dict[str, dict[str, str]] = {kind: {} for kind in TABLES}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         try:
             plugin = point.load()
@@ -52,7 +56,8 @@ def table(kind: str) -> dict[str, str]:
                 "of a plug-in, so it is another package of the same import name; uninstall that one, "
                 "or install marsbench in an environment of its own"
             )
-        names.update(getattr(plugin, kind, {}))
+        for kind, known in names.items():
+            known.update(getattr(plugin, kind, {}))
     return names
 
 

@@ -82,7 +82,9 @@ HEAVY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], [], ["--version"], ["list"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], [], ["--version"], ["list"], ["list", "--json"]]
+)
 def test_quick_answers_import_nothing_heavy(arguments):
     """Help, version and the list of names answer without any package that takes long to import."""
     code = (

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from marsbench.errors import ConfigError
 from marsbench.extras import EXTRAS, how_to_install
-from marsbench.registry import GROUP, TABLES, table
+from marsbench.registry import GROUP, TABLES, table, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -133,9 +133,9 @@ def test_another_package_in_our_place_is_found_out(monkeypatch):
     point = SimpleNamespace(name="baselines", load=lambda: stranger)
     others = [p for p in entry_points(group=GROUP) if p.name != "baselines"]
     monkeypatch.setattr(metadata, "entry_points", lambda group: [*others, point])
-    table.cache_clear()
+    tables.cache_clear()
     try:
         with pytest.raises(ConfigError, match=r"site-packages/baselines/__init__.py has none of"):
             table(TABLES[0])
     finally:
-        table.cache_clear()
+        tables.cache_clear()

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _answer_at_once(args: Sequence[str]) -> bool:
-    """Whether this was a question that needs no parser of options: help, version, plain ``list``.
+    """Whether this was a question that needs no parser of options: help, version, ``list``.
 
     Typer, and pydantic with it, take longer to import than these answers may take.
     """
@@ -153,13 +153,22 @@ def _answer_at_once(args: Sequence[str]) -> bool:
         sys.stdout.write(help_text())
     elif args[0] == "--version":
         sys.stdout.write(version_text())
-    elif args[0] == "list" and len(args) <= 2 and not args[-1].startswith("-"):
+    elif args[0] == "list" and (asked := _plain_list(args[1:])) is not None:
         from marsbench.cli.catalogue import print_names
 
-        print_names(args[1] if len(args) == 2 else "", as_json=False)
+        kind, as_json = asked
+        print_names(kind, as_json=as_json)
     else:
         return False
     return True
+
+
+def _plain_list(args: Sequence[str]) -> tuple[str, bool] | None:
+    """The kind that ``list`` was asked for and whether as JSON; None if Typer has to look."""
+    kinds = [arg for arg in args if arg != "--json"]
+    if len(kinds) > 1 or any(kind.startswith("-") for kind in kinds):
+        return None
+    return "".join(kinds), "--json" in args
 
 
 def _fail(error: BaseException, message: str, code: int, *, debug: bool) -> NoReturn:

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from marsbench.cli import main
 from marsbench.cli.group import app
-from marsbench.registry import table
+from marsbench.registry import tables
 
 NEEDS_MORE = ("record", "serve", "calibrate", "watch", "validate")
 """Commands of the site that need a server, another environment, or another command beside them."""
@@ -105,7 +105,7 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
     text = page.read_text(encoding="utf-8")
     for name, content in re.findall(r'```python title="([^"]+)"\n(.*?)```', text, re.DOTALL):
         Path(name).write_text(content)
-    table.cache_clear()
+    tables.cache_clear()
     for line in console_lines(page):
         words = shlex.split(line)
         if words[0] != "marsbench":

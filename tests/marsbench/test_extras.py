@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def installed(monkeypatch, tmp_path):
 
     def install(**record):
         monkeypatch.setattr(extras, "SOURCES", tmp_path / "site-packages")
-        monkeypatch.setattr(extras, "distribution", lambda _name: Distribution(record))
+        monkeypatch.setattr(metadata, "distribution", lambda _name: Distribution(record))
 
     return install
 

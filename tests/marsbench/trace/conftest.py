@@ -147,6 +147,6 @@ def plugin(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[marsbench.plugins]\nzz_made_up = made_up_plugin\n")
     monkeypatch.syspath_prepend(str(site))
-    registry.table.cache_clear()
+    registry.tables.cache_clear()
     yield
-    registry.table.cache_clear()
+    registry.tables.cache_clear()
