@@ -92,7 +92,7 @@ class Autellix:
             self._end(session)
 
     def level(self, turn: TurnView, now_s: float) -> int:
-        """Queue of the turn: 0 is served first."""
+        """Return the queue of the turn; 0 is served first."""
         return bisect_right(self._ends, self._attained(turn, now_s))
 
     def _place(self, turn: TurnView, now_s: float) -> float:
@@ -114,15 +114,15 @@ class Autellix:
         return service.served_tokens + service.prefilled_tokens + turn.generated_tokens
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Upper queues first; first come first served within a queue."""
+        """Serve upper queues first, and first come first served within a queue."""
         return (self._place(turn, now_s), float(turn.sequence))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """As in the waiting queue."""
+        """Order running turns as in the waiting queue."""
         return (self._place(turn, now_s), float(turn.sequence))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """Smaller chunks for lower queues, if switched on."""
+        """Return smaller chunks for lower queues, if that is switched on."""
         return STEP_QUANTA_TOKENS[self.level(turn, now_s)] if self._step_quanta else None
 
     def on_scheduled(
@@ -132,7 +132,7 @@ class Autellix:
         self._of(turn.session).prefilled_tokens += new_tokens
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Lowest queue, then most blocks, then latest."""
+        """Preempt the lowest queue first, then the turn with the most blocks, then the latest."""
         return (self._place(turn, now_s), float(turn.num_blocks), float(turn.sequence))
 
     def skip_blocked(self) -> bool:
@@ -140,7 +140,7 @@ class Autellix:
         return False
 
     def shrink_chunks(self) -> bool:
-        """Preempt at once, as vLLM does."""
+        """Return False: a turn is preempted at once, as in vLLM."""
         return False
 
     def _of(self, session: int) -> _Service:

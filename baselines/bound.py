@@ -49,7 +49,7 @@ class Bound:
 
 
 def mean_latency_bound(work: Sequence[SessionWork]) -> Bound:
-    """Lower bound on the mean latency of these sessions under any policy."""
+    """Return a lower bound on the mean latency of these sessions under any policy."""
     if not work:
         return Bound(0.0, (0.0,) * len(RESOURCES))
     count = len(work)
@@ -64,7 +64,9 @@ def mean_latency_bound(work: Sequence[SessionWork]) -> Bound:
 
 
 def srpt_total_flow_s(arrivals_s: Sequence[float], sizes_s: Sequence[float]) -> float:
-    """Sum of completion minus arrival on one machine, shortest remaining time first."""
+    """Return the sum of completion minus arrival on one machine that runs the shortest remaining
+    time first.
+    """
     jobs = sorted(zip(arrivals_s, sizes_s, strict=True))
     waiting: list[tuple[float, float]] = []
     """(remaining, arrival)."""
@@ -118,7 +120,9 @@ def work_of_sessions(
 
 
 def tool_core_s(session: Session) -> float:
-    """CPU work of a session's tools that the trace states, sub-agents included."""
+    """Return the CPU work of a session's tools that the trace states, core-seconds, sub-agents
+    included.
+    """
     own = sum(call.cpu_s or 0.0 for turn in session.turns for call in turn.tools)
     return own + sum(tool_core_s(child) for turn in session.turns for child in turn.children)
 

@@ -50,7 +50,9 @@ class CacheWise(Continuum):
         super().observe_wait(ALL, wait_s)
 
     def expected_wait_s(self, tool: str) -> float:
-        """Mean of the tool's waits, or of all."""
+        """Return the mean of the waits for this tool, or of all waits if it has none yet,
+        seconds.
+        """
         for name in (tool, ALL):
             count, total_s = self._waits.get(name, (0, 0.0))
             if count:
@@ -58,7 +60,7 @@ class CacheWise(Continuum):
         return FIRST_GUESS_S
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Preempted turns, then those with a cached prefix, then the others."""
+        """Serve preempted turns first, then those with a cached prefix, then the others."""
         if turn.num_preemptions:
             return (0.0, float(turn.sequence))
         cached = view.cached_tokens(turn)
@@ -73,7 +75,7 @@ class CacheWise(Continuum):
         view: EngineView,
         now_s: float,
     ) -> Retain | None:
-        """Every session that goes to its tools is ranked."""
+        """Keep the KV of every session that goes to its tools: it is ranked, not reserved."""
         super().on_turn_end(turn, tool_names, is_last, view, now_s)  # measures the wait
         if is_last or not tool_names:
             return None
@@ -82,7 +84,9 @@ class CacheWise(Continuum):
         return Retain(math.inf)
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The longest expected time until it is back first; none for who is back already."""
+        """Give up first what is expected back last, and what belongs to a session that is back last
+        of all.
+        """
         if retained.returned:
             return (0.0, float(retained.session))
         expected_s = self._expected_s.get(retained.session, FIRST_GUESS_S)
@@ -92,7 +96,9 @@ class CacheWise(Continuum):
     def yields_to(
         self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
     ) -> bool:
-        """Every waiting turn may take what is kept: it is a rank, not a reservation."""
+        """Return True: every waiting turn may take what is kept, since it is a rank and not a
+        reservation.
+        """
         return True
 
 

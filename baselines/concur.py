@@ -45,7 +45,7 @@ class Concur:
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """Turns of the oldest W agents, then new agents while the window has room."""
+        """Admit turns of the oldest W agents, then new agents while the window has room."""
         if now_s >= self._next_s:
             self._adapt(view)
             self._next_s = now_s + self._interval_s

@@ -60,7 +60,7 @@ class Continuum(SoftPins):
         return self._ttl_s if count == 0 or total_s / count <= self._quick_s else 0.0
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Sessions with pinned KV first, then the oldest session."""
+        """Serve sessions with pinned KV first, then the oldest session."""
         unpinned = 0.0 if turn.session in self._pinned else 1.0
         return (unpinned, *super().waiting_key(turn, view, now_s))
 
@@ -72,7 +72,7 @@ class Continuum(SoftPins):
         view: EngineView,
         now_s: float,
     ) -> Retain | None:
-        """Pin if the called tool is worth waiting for."""
+        """Pin the KV if the called tool is worth waiting for."""
         if is_last or not tool_names:
             return None
         tool = "+".join(sorted(set(tool_names)))

@@ -63,7 +63,9 @@ class ContinuumDynamic(Continuum):
         self._by_tool.setdefault(tool, _WaitTimes()).add(wait_s)
 
     def ttl_s(self, tool: str, turn: TurnView) -> float:
-        """The most useful TTL for this context and tool; 0 = not worth any wait."""
+        """Return the most useful TTL for this context and tool, seconds; 0 if no wait is worth
+        it.
+        """
         if self._all.count <= self._min_records:
             return self._ttl_s
         own = self._by_tool.get(tool)
@@ -91,7 +93,9 @@ class _WaitTimes:
             del self._sorted[bisect_left(self._sorted, self._order.popleft())]
 
     def best_ttl_s(self, benefit_s: float) -> float:
-        """Argmax over observed t of P(wait <= t) * benefit - t, 0 if none is positive."""
+        """Return the observed wait t with the greatest P(wait <= t) * benefit - t; 0 if none is
+        positive.
+        """
         total = len(self._sorted)
         best_s, best_value = 0.0, 0.0
         # A wait above the benefit cannot pay: P is at most 1.
@@ -111,7 +115,7 @@ class _Continuity:
         self._sums = [0.0] * 6
 
     def add_session(self, turns: int) -> None:
-        """Each turn k of n adds the pair (k, n - k)."""
+        """Learn from a session that had n turns: each turn k of them adds the pair (k, n - k)."""
         self._sessions += 1
         for done in range(1, turns + 1):
             left = turns - done
@@ -119,7 +123,7 @@ class _Continuity:
             self._sums = [total + value for total, value in zip(self._sums, pair, strict=True)]
 
     def factor(self) -> float:
-        """1.0 until two sessions have ended and both counts vary."""
+        """Return the continuity factor; 1.0 until two sessions have ended and both counts vary."""
         n, x, y, xx, yy, xy = self._sums
         spread = (n * xx - x * x) * (n * yy - y * y)
         if self._sessions < 2 or spread <= 0:

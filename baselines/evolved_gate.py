@@ -36,22 +36,22 @@ class EvolvedGate(Continuum):
         self._means_s[tool] = before_s + WEIGHT * (wait_s - before_s)
 
     def ttl_s(self, tool: str, turn: TurnView) -> float:
-        """The constant, or 0 for a tool that takes longer."""
+        """Return the constant TTL, seconds, or 0 for a tool that takes longer."""
         return self._ttl_s if self._means_s.get(tool, 0.0) <= PATIENCE * self._ttl_s else 0.0
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Pinned sessions first, then by arrival and size of the context."""
+        """Serve pinned sessions first, then by arrival and size of the context."""
         unpinned = 0.0 if turn.session in self._pinned else 1.0
         arrival_s, session = self.session_rank(turn)
         size_s = min(float(turn.prompt_tokens), self._band_tokens) / 1000.0
         return (unpinned, arrival_s + size_s, float(session), float(turn.sequence))
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """The turn with the fewest tokens to compute again."""
+        """Preempt the turn with the fewest tokens to compute again."""
         return (-float(turn.prompt_tokens + turn.generated_tokens), float(turn.sequence))
 
     def skip_blocked(self) -> bool:
-        """A turn that does not fit lets others pass."""
+        """Return True: a turn that does not fit lets others pass."""
         return True
 
 

@@ -60,7 +60,7 @@ class Future:
     """Leading tokens that other sessions may hold too."""
 
     def remaining_s(self, turn_index: int, *, after_engine: bool) -> float:
-        """Seconds left from the start (or from the end of the engine part) of a turn."""
+        """Return the seconds left from the start, or from the end of the engine part, of a turn."""
         turn = self.turns[turn_index]
         spent_s = turn.start_s + (turn.engine_s if after_engine else 0.0)
         return self.total_s - spent_s

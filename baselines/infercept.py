@@ -62,12 +62,12 @@ class InferCept(SoftPins):
         ]
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The most wasteful pin first, sessions that are back last."""
+        """Give up the most wasteful pin first, and those of sessions that are back last."""
         waste = self.excess_waste(retained, _tokens_running(view), now_s)
         return (0.0 if retained.returned else 1.0, waste, float(retained.session))
 
     def excess_waste(self, pin: RetainedView, other_tokens: int, now_s: float) -> float:
-        """Token-seconds by which keeping the pin wastes more than dropping it."""
+        """Return by how many token-seconds keeping the pin wastes more than dropping it."""
         tokens = pin.context_tokens
         preserve = (now_s - pin.since_s) * tokens
         discard = self._context.prefill_s(tokens, tokens) * (tokens + other_tokens)

@@ -111,7 +111,7 @@ class Oracle(EngineOrder, Oversubscribe):
     # -- time left ---------------------------------------------------------------------------
 
     def remaining_s(self, session: int, now_s: float) -> float:
-        """Seconds the session still needs, alone."""
+        """Return the seconds the session still needs, alone."""
         future, progress = self._futures[session], self._progress[session]
         left_s = future.remaining_s(progress.turn_index, after_engine=progress.in_tools)
         if progress.in_tools:
@@ -144,22 +144,24 @@ class Oracle(EngineOrder, Oversubscribe):
     # -- engine ------------------------------------------------------------------------------
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Shortest remaining time first, lost cache included."""
+        """Serve the shortest remaining time first, counting what the cache has lost."""
         work = self._futures[turn.session].turns[turn.turn_index]
         cached = view.cached_tokens(turn)
         reload_s = self._reload_s(turn.session, cached, work.reused_tokens, view.host)
         return (self._turn_key(turn, view, now_s) + reload_s, float(turn.sequence))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Shortest remaining time first."""
+        """Run the shortest remaining time first."""
         return (self._turn_key(turn, view, now_s), float(turn.sequence))
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Longest remaining time is preempted first."""
+        """Preempt the longest remaining time first."""
         return (self._turn_key(turn, view, now_s), float(turn.sequence))
 
     def skip_blocked(self) -> bool:
-        """A turn that does not fit lets others pass; the plan keeps room for all that run."""
+        """Return True: a turn that does not fit lets others pass, since the plan keeps room for all
+        that run.
+        """
         return True
 
     def shrink_chunks(self) -> bool:
@@ -190,7 +192,7 @@ class Oracle(EngineOrder, Oversubscribe):
         return [pin for pin in retained if self._futures[pin.session].root not in self.chosen]
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The farthest next use goes first."""
+        """Give up the pin with the farthest next use first."""
         gap_s = self._futures[retained.session].turns[retained.turn_index].gap_s
         next_use_s = now_s if retained.returned else max(now_s, retained.since_s + gap_s)
         return (next_use_s, self.remaining_s(retained.session, now_s))
@@ -198,17 +200,17 @@ class Oracle(EngineOrder, Oversubscribe):
     def yields_to(
         self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
     ) -> bool:
-        """Waiting turns may take pins."""
+        """Return True: waiting turns may take pins."""
         return True
 
     def spares_returned(self) -> bool:
-        """A session that is back and queued keeps its KV."""
+        """Return True: a session that is back and queued keeps its KV."""
         return True
 
     # -- tools -------------------------------------------------------------------------------
 
     def niceness(self, call: ToolCallView, view: SystemView, now_s: float) -> Niceness:
-        """Long calls stand back for sessions in their tools that end sooner."""
+        """Make long calls stand back for sessions in their tools that end sooner."""
         own_s = self.remaining_s(self._futures[call.session].root, now_s)
         sooner = sum(
             other.phase == "tool"
@@ -223,7 +225,7 @@ class Oracle(EngineOrder, Oversubscribe):
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """Turns of the sessions in the plan; the plan is renewed on arrivals, ends and ticks."""
+        """Admit turns of the sessions in the plan, which is renewed on arrivals, ends and ticks."""
         if now_s >= self._next_plan_s:
             self._plan(pending, view, now_s)
             self._next_plan_s = now_s + self._plan_s

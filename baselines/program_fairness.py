@@ -50,12 +50,12 @@ class ProgramFairness(EngineOrder):
             self._prompt.pop(event.session, None)
 
     def service(self, session: int, now_s: float) -> float:
-        """Tokens, halved with every half-life."""
+        """Return the tokens a session has had, halved with every half-life."""
         tokens, booked_s = self._served.get(session, (0.0, now_s))
         return tokens * math.exp2(-(now_s - booked_s) / self._half_life_s)
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Preempted turns, then the highest score."""
+        """Serve preempted turns first, then the highest score."""
         if turn.num_preemptions:
             return (0.0, 0.0, float(turn.sequence))
         most, longest_s = self._scale(view, now_s)

@@ -162,7 +162,7 @@ class ProgressTtl:
             program.yielded = True
 
     def ttl_s(self, impact_s: float) -> float:
-        """The most useful time to stay active in the tools; 0 = none pays."""
+        """Return the most useful time to stay active in the tools, seconds; 0 if none pays."""
         high = min(self._max_ttl_s, impact_s)
         waits = [wait for wait in self.waits.values if wait > 0]
         if not self.waits.complete or not waits or high <= 0:
@@ -187,7 +187,7 @@ class ProgressTtl:
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """Turns of active sessions, and of those that may become active."""
+        """Admit turns of active sessions, and of those that may become active."""
         for program in self.programs.values():
             if program.active and program.expires_s <= now_s:
                 self._expire(program)

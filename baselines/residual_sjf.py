@@ -25,7 +25,7 @@ class ResidualSjf(EngineOrder):
         self._max_wait_s = context.params.get("max_wait_s", 10.0)
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Preempted turns, then stragglers, then by the blocks that are left to compute."""
+        """Serve preempted turns first, then stragglers, then the fewest blocks left to compute."""
         if turn.num_preemptions:
             return (0.0, 0.0, float(turn.sequence))
         if now_s - turn.ready_s >= self._max_wait_s:

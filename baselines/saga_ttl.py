@@ -59,7 +59,7 @@ class SagaTtl(Continuum):
         return math.exp(min(mean + self._z * math.sqrt(variance), 30.0))
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """The oldest session first, whether its KV is kept or not."""
+        """Serve the oldest session first, whether its KV is kept or not."""
         return (*self.session_rank(turn), float(turn.sequence))
 
     def on_turn_end(

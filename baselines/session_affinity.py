@@ -43,7 +43,7 @@ class SessionAffinity(EngineOrder):
             self._scheduled_s.pop(event.session, None)
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Preempted turns, then the promoted one, then by submission."""
+        """Serve preempted turns first, then the promoted one, then the others by submission."""
         if turn.num_preemptions:
             return (0.0, float(turn.sequence))
         promoted = turn.sequence == self._promotion(view, now_s)

@@ -31,15 +31,15 @@ class SessionFcfs(EngineOrder):
             self._rank.pop(event.session, None)
 
     def session_rank(self, turn: TurnView) -> tuple[float, int]:
-        """Arrival and index of the session, or of the session that started it."""
+        """Return arrival and index of the session, or of the session that started it."""
         return self._rank.get(turn.session, (turn.session_arrival_s, turn.session))
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Oldest session first."""
+        """Serve the oldest session first."""
         return (*self.session_rank(turn), float(turn.sequence))
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """The youngest session is preempted first."""
+        """Preempt the youngest session first."""
         return (*self.session_rank(turn), float(turn.sequence))
 
 

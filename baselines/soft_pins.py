@@ -23,19 +23,19 @@ class SoftPins(SessionFcfs):
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
     ) -> Sequence[RetainedView]:
-        """Nothing is given up before its time."""
+        """Give up nothing before its time."""
         return ()
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The latest expiry is given up first."""
+        """Give up the latest expiry first."""
         return (retained.until_s, float(retained.session))
 
     def yields_to(
         self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
     ) -> bool:
-        """Waiting turns wait for pins to end."""
+        """Return False: waiting turns wait for pins to end."""
         return False
 
     def spares_returned(self) -> bool:
-        """Protection lasts until the next turn is scheduled, not until it arrives."""
+        """Return True: protection lasts until the next turn is scheduled, not until it arrives."""
         return True

@@ -41,13 +41,13 @@ class Tlru(NoRetention):
         return Retain(math.inf) if context + self._next > self._threshold else None
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """The least recently used first."""
+        """Give up the least recently used first."""
         return (-retained.since_s, float(retained.session))
 
     def yields_to(
         self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
     ) -> bool:
-        """Protection is an order of eviction, no reservation."""
+        """Return True: protection is an order of eviction and no reservation."""
         return True
 
 

@@ -32,13 +32,13 @@ class UniBoost(EngineOrder):
         self._gamma = context.params.get("gamma_per_s", 0.1)
 
     def boost_s(self, work_s: float) -> float:
-        """By how much a turn with so much work is moved forward."""
+        """Return by how many seconds a turn with so much work is moved forward."""
         if self._gamma <= 0:
             return 0.0
         return -math.log(-math.expm1(-self._gamma * max(work_s, LEAST_WORK_S))) / self._gamma
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Preempted turns first, then by boosted submission."""
+        """Serve preempted turns first, then by boosted submission."""
         if turn.num_preemptions:
             return (0.0, 0.0, float(turn.sequence))
         uncached = turn.prompt_tokens - view.cached_tokens(turn)

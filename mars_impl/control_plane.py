@@ -73,7 +73,7 @@ class MarsControlPlane:
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """The pending turns that go on now, in order."""
+        """Return the pending turns that go on now, in order."""
         if not self.params.control_plane:
             return pending
         packing, sessions = self.packing, self.state.sessions
@@ -94,13 +94,13 @@ class MarsControlPlane:
         return chosen
 
     def limit(self) -> float:
-        """Most active sessions the window and the CPU cap allow."""
+        """Return the most active sessions that the window allows."""
         if self.params.static_window > 0:
             return self.params.static_window
         return max(self.window, WINDOW_MIN)
 
     def adapt(self, view: SystemView, now_s: float, tops: int) -> None:
-        """Flag and AIMD window, at most once a tick."""
+        """Update the flag of the CPU side and the AIMD window, at most once a tick."""
         p = self.params
         if now_s - self._adapted_s < p.tick_s:
             return
@@ -123,13 +123,15 @@ class MarsControlPlane:
     # --- tool slots ------------------------------------------------------------------------
 
     def slots(self, view: SystemView) -> int | None:
-        """Calls that may run at once."""
+        """Return how many calls may run at once; None for no limit."""
         if not self.params.cpu_signal or not view.tool_cores:
             return None
         return SLOTS_PER_CORE * view.tool_cores
 
     def next_call(self, queue: Sequence[ToolCallView], now_s: float) -> int:
-        """Short calls first, then those of the session with the highest priority."""
+        """Choose a short call first, then one of the session with the highest priority; returns its
+        index.
+        """
         best = 0
         best_key = (math.inf, math.inf, math.inf)
         for index, call in enumerate(queue):
@@ -143,10 +145,10 @@ class MarsControlPlane:
         return best
 
     def niceness(self, call: ToolCallView, view: SystemView) -> Niceness:
-        """Long calls stand back for sessions in their tools that are expected to end sooner.
+        """Make long calls stand back for sessions in their tools that are expected to end sooner.
 
-        Short calls never do: first CPU seconds are shared equally, so that a listing is not held
-        up by a test suite of whichever session.
+        Short calls never do: first CPU seconds are shared equally, so that a listing is not held up
+        by a test suite of whichever session.
         """
         info = self.state.sessions.get(call.session)
         p = self.params

@@ -23,12 +23,14 @@ CLASS_HISTORY = 64
 
 
 def reload_s(tokens: int, context: PolicyContext) -> float:
-    """Seconds to compute a context of so many tokens again."""
+    """Return the seconds it takes to compute a context of so many tokens again."""
     return context.prefill_s(tokens, tokens)
 
 
 def turn_s(prefilled: int, prompt: int, output: int, context: PolicyContext) -> float:
-    """Seconds of a turn alone in the engine: the last ``prefilled`` tokens of the prompt, decoding."""
+    """Return the seconds of a turn alone in the engine: the last ``prefilled`` tokens of the
+    prompt, then decoding.
+    """
     return context.prefill_s(prefilled, prompt) + output * context.decode_step_s
 
 
@@ -40,7 +42,9 @@ class Growth:
         self._count = 0
 
     def observe(self, tokens: int) -> None:
-        """The prompt grew by so much from one turn to the next (compaction counts as 0)."""
+        """Learn that the prompt grew by so much from one turn to the next (compaction counts
+        as 0).
+        """
         self._count += 1
         weight = max(1.0 / (self._count + 5), 0.005)
         self.mean += weight * (max(tokens, 0) - self.mean)
@@ -59,13 +63,15 @@ class GapModel:
         self._tools: dict[str, _Mean] = {}
 
     def observe(self, name: str, seconds: float) -> None:
-        """A call of this tool took so long."""
+        """Learn that a call of this tool took so long."""
         value = math.log(max(seconds, 1e-3))
         self._all.add(value)
         self._tools.setdefault(name, _Mean()).add(value)
 
     def expected_s(self, name: str) -> float:
-        """Median duration, seconds: robust where the mean is ruled by a rare timeout."""
+        """Return the median duration of a tool's calls, seconds, which a rare timeout does not rule
+        as it rules the mean.
+        """
         mean = self._all.value
         own = self._tools.get(name)
         if own is not None:
@@ -86,7 +92,7 @@ class ToolWaits:
         self._ordered: list[float] = []
 
     def observe(self, seconds: float) -> None:
-        """A session was back after so long."""
+        """Learn that a session was back after so long."""
         if len(self._recent) == self._size:
             oldest = self._recent.popleft()
             del self._ordered[bisect.bisect_left(self._ordered, oldest)]
@@ -94,9 +100,9 @@ class ToolWaits:
         bisect.insort(self._ordered, seconds)
 
     def outlasts(self, elapsed_s: float, span_s: float) -> float:
-        """Probability that a wait of ``elapsed_s`` so far lasts ``span_s`` longer.
+        """Return the probability that a wait of ``elapsed_s`` so far lasts ``span_s`` longer.
 
-        1 when no wait has been seen to last so long: nothing tells that it ends soon.
+        It is 1 when no wait has been seen to last so long: nothing tells that it ends soon.
         """
         total = len(self._ordered)
         longer = total - bisect.bisect_right(self._ordered, elapsed_s)
@@ -125,7 +131,7 @@ class ClassModel:
     @staticmethod
     @lru_cache(maxsize=4096)
     def key(first_prompt: int) -> int:
-        """Class of a session."""
+        """Return the class of a session."""
         return round(2 * math.log2(max(first_prompt, 1)))
 
     def observe(
@@ -137,7 +143,9 @@ class ClassModel:
         active_s: float,
         alone_s: float = 0.0,
     ) -> None:
-        """A session has ended, so long after its admission; alone it would have taken ``alone_s``."""
+        """Learn from a session that ended so long after its admission; alone it would have taken
+        ``alone_s``.
+        """
         done = _Finished(turns, private, active_s, alone_s)
         for answers in (self._remaining, self._left, self._active, self._alone):
             answers.clear()
@@ -152,7 +160,7 @@ class ClassModel:
         return own if own is not None and len(own) >= 5 else self._all
 
     def remaining_turns(self, first_prompt: int, turns: int) -> float:
-        """Expected further turns of a session that has had ``turns``: at least one."""
+        """Return the expected further turns of a session that has had ``turns``: at least one."""
         answer = self._remaining.get((first_prompt, turns))
         if answer is None:
             left = [m.turns - turns for m in self._members(first_prompt) if m.turns > turns]
@@ -161,7 +169,9 @@ class ClassModel:
         return answer
 
     def left_s(self, first_prompt: int, turns: int) -> float:
-        """Expected time to the end, seconds, of a session that has had ``turns`` turns."""
+        """Return the expected time to the end, seconds, of a session that has had ``turns``
+        turns.
+        """
         answer = self._left.get((first_prompt, turns))
         if answer is None:
             answer = self._share(first_prompt, turns) * self.active_s(first_prompt)
@@ -169,7 +179,7 @@ class ClassModel:
         return answer
 
     def active_s(self, first_prompt: int) -> float:
-        """Expected time from admission to end of a session of this class, seconds."""
+        """Return the expected time from admission to end of a session of this class, seconds."""
         answer = self._active.get(first_prompt)
         if answer is None:
             answer = self._active[first_prompt] = self._mean(
@@ -178,7 +188,9 @@ class ClassModel:
         return answer
 
     def alone_left_s(self, first_prompt: int, turns: int) -> float:
-        """As ``left_s``, with nobody else about; infinite before any session has ended."""
+        """Return the same as ``left_s`` with nobody else about; infinite before any session has
+        ended.
+        """
         answer = self._alone.get(first_prompt)
         if answer is None:
             answer = self._alone[first_prompt] = self._mean(first_prompt, "alone_s", math.inf)

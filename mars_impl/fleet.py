@@ -108,7 +108,7 @@ class MarsFleet:
     def admit(
         self, pending: Sequence[SessionView], view: SystemView, now_s: float
     ) -> Sequence[SessionView]:
-        """Continuations that have a place or get one, then new sessions where they fit."""
+        """Admit continuations that have a place or get one, then new sessions where they fit."""
         if not self.params.control_plane:
             return pending
         control = self.whole.control
@@ -273,7 +273,9 @@ class MarsFleet:
     # --- routing ---------------------------------------------------------------------------
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """Where it has its place; one without a replica goes where most memory is left."""
+        """Return the replica where the session has its place; without one it goes where most memory
+        is left.
+        """
         home = self._homes.get(turn.session)
         if home is None:
             home = self._roomiest()
@@ -299,12 +301,12 @@ class MarsFleet:
 
 
 def room(memory: Memory) -> float:
-    """Tokens of KV that nobody with a place, or a turn, needs."""
+    """Return how many tokens of KV nobody with a place, and no turn, needs."""
     return memory.capacity - memory.resident - memory.borrowed
 
 
 def build_fleet(context: PolicyContext, num_replicas: int) -> FleetPolicies:
-    """One MarsFleet before all, and its Mars of each replica inside it."""
+    """Build one MarsFleet in front of all replicas, with its Mars of each replica inside that."""
     fleet = MarsFleet(context, num_replicas)
     inside = tuple(Policies(scheduling=mars, retention=mars) for mars in fleet.replicas)
     return FleetPolicies(Policies(admission=fleet, tools=fleet, routing=fleet), inside, told=False)

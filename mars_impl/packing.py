@@ -78,7 +78,7 @@ class Packing:
         self._block_size = block_size
 
     def need(self, info: SessionInfo, turns: float) -> float:
-        """Tokens of KV a session is expected to hold ``turns`` turns from now."""
+        """Return the tokens of KV that a session is expected to hold ``turns`` turns from now."""
         if turns > 1.0:  # whoever is unfinished is expected to have at least one more
             left = self._state.classes.remaining_turns(info.first_prompt, info.turns)
             turns = min(turns, left)
@@ -132,7 +132,7 @@ class Packing:
         places: float,
         flip: bool,
     ) -> list[SessionView]:
-        """Suspended and new sessions that fit beside the residents with room to grow.
+        """Return the suspended and new sessions that fit beside the residents with room to grow.
 
         ``places`` limits the new ones. Who starves goes first, and until it fits nobody passes it.
         """
@@ -179,8 +179,8 @@ class Packing:
     def by_time_left(
         self, candidates: Sequence[SessionView], now_s: float, *, flip: bool = False
     ) -> list[Candidate]:
-        """Shortest expected time to the end first, of those that can still end within the objective, then
-        of the others; whoever waited too long goes before all, by age.
+        """Order candidates by the shortest expected time to the end: those first that can still end
+        within the objective, then the others. Whoever waited too long goes before all, by age.
         """
         sign = -1.0 if flip else 1.0
         sessions, classes = self._state.sessions, self._state.classes
@@ -212,7 +212,8 @@ class Packing:
     def opportunity(
         self, candidates: Sequence[SessionView], view: SystemView, now_s: float
     ) -> list[SessionView]:
-        """While residents wait for their tools and leave the engine idle, one other turn may run.
+        """Return at most one other turn that may run while residents wait for their tools and leave
+        the engine idle.
 
         It gets only blocks that nobody runs on or has pinned, so residents lose nothing they keep.
         """

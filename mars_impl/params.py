@@ -81,7 +81,7 @@ class MarsParams:
     nice_after_s: float = _param(8.0, "core-s", "ours: a call's CPU time at niceness 0")
 
     def with_overrides(self, overrides: Mapping[str, float]) -> MarsParams:
-        """A copy with some values replaced; ConfigError for a name that is no parameter."""
+        """Return a copy with some values replaced; ConfigError for a name that is no parameter."""
         known = {f.name for f in fields(self)}
         for name in overrides:
             if name not in known:
@@ -92,7 +92,7 @@ class MarsParams:
 
 
 def describe() -> list[tuple[str, float, str, str]]:
-    """(name, default, unit, source) of every parameter, for documentation."""
+    """Return (name, default, unit, source) of every parameter, for documentation."""
     defaults = MarsParams()
     return [
         (f.name, float(getattr(defaults, f.name)), f.metadata["unit"], f.metadata["source"])

@@ -14,7 +14,7 @@ WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 
 
 def build(context: PolicyContext) -> Policies:
-    """One Mars object in every role."""
+    """Build one Mars object that plays every role."""
     mars = Mars(context)
     return Policies(scheduling=mars, retention=mars, admission=mars, tools=mars)
 
@@ -26,7 +26,7 @@ def ablation(
     tunable: Mapping[str, Sequence[float]] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> System:
-    """MARS with some parameters changed; what the user gives still wins."""
+    """Return MARS with some parameters changed; what the user gives still wins."""
 
     def build_changed(context: PolicyContext) -> Policies:
         given = dict(context.params.items())

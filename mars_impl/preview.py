@@ -77,14 +77,14 @@ class PreviewParams:
 
     @classmethod
     def of(cls, context: PolicyContext) -> PreviewParams:
-        """The context's overrides on top of the defaults."""
+        """Return the defaults with the context's overrides on top."""
         defaults = cls()
         given = {f.name: context.params.get(f.name, getattr(defaults, f.name)) for f in fields(cls)}
         return cls(**given)
 
 
 def length_level(tokens: int) -> int:
-    """Level of a prompt, or of the part of it that is left."""
+    """Return the level of a prompt, or of the part of it that is left."""
     return sum(tokens > end for end in LEVEL_ENDS_TOKENS)
 
 
@@ -130,8 +130,8 @@ class PreviewQueue:
         self._refill()
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """In the window first; there by the level of the whole prompt, preempted turns at the
-        front of level 0; behind it by order of submission.
+        """Serve the window first: by the level of the whole prompt, preempted turns at the front of
+        level 0. Behind the window the order is that of submission.
         """
         if turn.session not in self._active:
             return (1.0, 0.0, float(turn.sequence))
@@ -140,7 +140,9 @@ class PreviewQueue:
         return (0.0, float(length_level(turn.prompt_tokens)), float(turn.sequence))
 
     def level(self, turn: TurnView, view: EngineView, now_s: float) -> int:
-        """Effective level: the worse of feedback and what is left, less one per 30 s of waiting."""
+        """Return the effective level: the worse of feedback and what is left, less one per 30 s of
+        waiting.
+        """
         base = self._base_level(turn, view)
         waited_s = now_s - turn.last_scheduled_s
         if turn.computed_tokens == 0 and turn.num_preemptions == 0:
@@ -155,11 +157,13 @@ class PreviewQueue:
         return max(self._feedback.get(turn.session, 0), length_level(left))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Effective level, then least recently scheduled, then arrival."""
+        """Order running turns by effective level, then least recently scheduled, then arrival."""
         return (float(self.level(turn, view, now_s)), turn.last_scheduled_s, float(turn.sequence))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """The worse the level, the smaller the chunk; halved for a waiting turn until it fits."""
+        """Return a smaller chunk for a worse level; for a waiting turn it is halved until it
+        fits.
+        """
         quantum = self._quanta[self.level(turn, view, now_s)]
         self._granted[turn.session] = quantum
         if turn.computed_tokens == 0:
@@ -171,7 +175,9 @@ class PreviewQueue:
     def on_scheduled(
         self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
     ) -> None:
-        """A whole quantum used and prompt left: one level down. Prompt done: level 0 again."""
+        """Lower a turn by one level that used its whole quantum and has prompt left; once the
+        prompt is done it is at level 0 again.
+        """
         left = turn.prompt_tokens - turn.computed_tokens - new_tokens
         if left <= 0:
             self._feedback.pop(turn.session, None)
@@ -180,7 +186,9 @@ class PreviewQueue:
             self._feedback[turn.session] = min(worse, WORST_LEVEL)
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Worst level without ageing, then most blocks, then latest; decodes last."""
+        """Preempt the worst level first, without ageing, then the most blocks, then the latest;
+        decodes last.
+        """
         level = self._base_level(turn, view)
         return (float(level), float(turn.num_blocks), turn.ready_s, float(turn.sequence))
 
@@ -189,7 +197,7 @@ class PreviewQueue:
         return False
 
     def shrink_chunks(self) -> bool:
-        """Halve a chunk before preempting for it."""
+        """Return True: a chunk is halved before anyone is preempted for it."""
         return True
 
 
@@ -237,7 +245,7 @@ class PreviewController(Oversubscribe):
     # --- what it measures ------------------------------------------------------------------
 
     def mean_gap_s(self) -> float:
-        """Mean time between arrivals so far; infinite before the second."""
+        """Return the mean time between arrivals so far, seconds; infinite before the second."""
         if self._arrivals < 2:
             return math.inf
         return (self._last_arrival_s - self._first_arrival_s) / (self._arrivals - 1)
@@ -266,7 +274,7 @@ class PreviewController(Oversubscribe):
     # --- window ----------------------------------------------------------------------------
 
     def cpu_cap(self, view: SystemView) -> float:
-        """Sessions the tool cores can take."""
+        """Return how many sessions the tool cores can take."""
         p = self.params
         if not view.tool_cores:
             return p.pool
@@ -274,13 +282,17 @@ class PreviewController(Oversubscribe):
         return min(max(wanted, p.window_min), p.pool)
 
     def kv_cap(self, view: SystemView) -> float:
-        """The pool below the low mark, the least window above the high one, linear between."""
+        """Return how many sessions memory can take: the pool below the low mark, the least window
+        above the high one, linear between.
+        """
         p = self.params
         room = (p.kv_high - self._usage(view)) / (p.kv_high - p.kv_low)
         return math.floor(p.window_min + (p.pool - p.window_min) * min(max(room, 0.0), 1.0))
 
     def control(self, view: SystemView, now_s: float) -> None:
-        """Flags with hysteresis, then one AIMD step, at most once per control interval."""
+        """Update the flags with hysteresis, then take one AIMD step, at most once per control
+        interval.
+        """
         p = self.params
         if now_s - self._controlled_s < p.control_s:
             return
@@ -374,7 +386,7 @@ class PreviewController(Oversubscribe):
     # --- tool slots ------------------------------------------------------------------------
 
     def slots(self, view: SystemView, now_s: float) -> int | None:
-        """One worker per tool core."""
+        """Return one worker per tool core."""
         return view.tool_cores or None
 
 

@@ -27,7 +27,8 @@ class Retention:
         self._context = context
 
     def break_even_s(self, context_tokens: int, view: EngineView) -> float:
-        """Longest hold that costs others less than computing the context again would.
+        """Return the longest hold, seconds, that costs others less than computing the context again
+        would.
 
         InferCept: T_fwd(C) * (C + C_other) / (2 C), C_other = what the others hold now; T_fwd as
         long as it takes at the engine's present load.
@@ -41,7 +42,7 @@ class Retention:
     def decide(
         self, turn: TurnView, tool_names: Sequence[str], view: EngineView, now_s: float
     ) -> Retain | None:
-        """Pin a finished turn's blocks, for how long at most."""
+        """Decide whether a finished turn's blocks are pinned, and for how long at most."""
         if self._params.fixed_ttl_s > 0:
             return Retain(now_s + self._params.fixed_ttl_s)
         return Retain(math.inf)
@@ -49,7 +50,7 @@ class Retention:
     def review(
         self, retained: Sequence[RetainedView], view: EngineView, now_s: float
     ) -> Sequence[RetainedView]:
-        """Pins past their break-even while somebody waits for memory."""
+        """Return the pins that are past their break-even while somebody waits for memory."""
         if self._params.fixed_ttl_s > 0 or not view.waiting:
             return ()
         return [

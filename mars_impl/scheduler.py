@@ -114,7 +114,9 @@ class Mars:
     # --- order -----------------------------------------------------------------------------
 
     def rank(self, session: int) -> float:
-        """Priority of a session, smaller first: residents before others, then order of arrival."""
+        """Return the priority of a session, smaller first: residents before others, then order of
+        arrival.
+        """
         info = self.state.sessions.get(session)
         if info is None:
             return math.inf
@@ -123,14 +125,14 @@ class Mars:
         return info.rank + GUEST
 
     def level(self, uncached_tokens: int) -> int:
-        """Level of so much prompt left to compute."""
+        """Return the level of a turn with so much prompt left to compute."""
         for level, bound in enumerate(self._levels):
             if uncached_tokens <= bound:
                 return level
         return len(self._levels)
 
     def waiting_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """(level by uncached work, aged; continuations first; rank)."""
+        """Serve by (level of the uncached work, aged; continuations first; rank)."""
         if not self.params.coordinator:
             return (0.0 if turn.num_preemptions else 1.0, float(turn.sequence))
         uncached = turn.prompt_tokens - view.cached_tokens(turn)
@@ -139,7 +141,7 @@ class Mars:
         return (float(level), float(turn.turn_index == 0), self.rank(turn.session))
 
     def running_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
-        """Decodes first, then prefills by what is left of them, then rank."""
+        """Run decodes first, then prefills by what is left of them, then by rank."""
         if not self.params.coordinator:
             return ()
         left = turn.prompt_tokens - turn.computed_tokens
@@ -149,7 +151,7 @@ class Mars:
         return (float(max(self.level(left) - aged, 0)), self.rank(turn.session))
 
     def prefill_quantum(self, turn: TurnView, view: EngineView, now_s: float) -> int | None:
-        """Smaller chunks for longer prefills while anyone else is there to be delayed."""
+        """Return smaller chunks for longer prefills while anyone else is there to be delayed."""
         if not self.params.coordinator or len(view.running) + len(view.waiting) < 2:
             return None
         if not self.params.quanta:
@@ -160,7 +162,7 @@ class Mars:
     def on_scheduled(
         self, turn: TurnView, new_tokens: int, quantum: int | None, now_s: float
     ) -> None:
-        """Levels follow from what is left; nothing to keep."""
+        """Do nothing: levels follow from what is left, so there is nothing to keep."""
 
     def victim_key(self, turn: TurnView, view: EngineView, now_s: float) -> Key:
         """Preempt prefills before decodes, the lowest priority first."""
@@ -170,11 +172,11 @@ class Mars:
         return (float(prefill), self.rank(turn.session), float(turn.num_blocks))
 
     def skip_blocked(self) -> bool:
-        """A turn that waits for memory does not hold up those that need none."""
+        """Return whether a turn that waits for memory lets those pass that need none."""
         return bool(self.params.coordinator)
 
     def shrink_chunks(self) -> bool:
-        """Shrink before preempting."""
+        """Return whether chunks shrink before anyone is preempted."""
         return bool(self.params.coordinator)
 
     # --- retention -------------------------------------------------------------------------
@@ -201,15 +203,19 @@ class Mars:
         return self.keep.review(retained, view, now_s)
 
     def reclaim_key(self, retained: RetainedView, view: EngineView, now_s: float) -> Key:
-        """Lowest priority first; among sub-agents of one root the longest context."""
+        """Give up the lowest priority first, and among sub-agents of one root the longest
+        context.
+        """
         return (self.rank(retained.session), float(retained.num_blocks))
 
     def yields_to(
         self, retained: RetainedView, turn: TurnView, view: EngineView, now_s: float
     ) -> bool:
-        """Only to a turn of higher priority: the same order rules memory and execution."""
+        """Let a pin yield only to a turn of higher priority: the same order rules memory and
+        execution.
+        """
         return self.rank(turn.session) < self.rank(retained.session)
 
     def spares_returned(self) -> bool:
-        """A session that is back and waits keeps its KV."""
+        """Return whether a session that is back and waits keeps its KV."""
         return True

@@ -135,25 +135,27 @@ class StreamState:
             take(info, event)
 
     def learns_with(self, other: StreamState) -> None:
-        """What either observes of growth, tools and classes, and the order of arrival, is one."""
+        """Share with another state what either observes of growth, tools and classes, and the order
+        of arrival.
+        """
         self.growth, self.gaps, self.waits = other.growth, other.gaps, other.waits
         self.classes, self.ranks = other.classes, other.ranks
 
     def adopt(self, info: SessionInfo) -> None:
-        """A session goes on here."""
+        """Take in a session that goes on here."""
         self.sessions[info.session] = info
         self._in_engine += info.phase == "engine"
         self.num_admitted += info.root == info.session and not math.isinf(info.rank)
 
     def release(self, session: int) -> SessionInfo:
-        """A session goes on elsewhere."""
+        """Give away a session that goes on elsewhere; returns what is known of it."""
         info = self.sessions.pop(session)
         self._in_engine -= info.phase == "engine"
         self.num_admitted -= info.root == info.session and not math.isinf(info.rank)
         return info
 
     def waited_for_slot(self, seconds: float) -> None:
-        """A tool call started after so long in the queue."""
+        """Learn that a tool call started after so long in the queue."""
         self.tool_wait_s += WAIT_WEIGHT * (seconds - self.tool_wait_s)
 
     @property

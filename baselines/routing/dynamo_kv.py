@@ -26,7 +26,7 @@ class DynamoKv:
         """Nothing to learn: the views carry what it counts."""
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """The least cost."""
+        """Return the replica with the least cost."""
 
         def cost(position: int) -> tuple[float, int]:
             replica = replicas[position]

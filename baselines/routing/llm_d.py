@@ -29,7 +29,7 @@ class LlmD:
         """Nothing to learn: engines are asked."""
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """The highest score."""
+        """Return the replica with the highest score."""
         queues = [replica.num_waiting for replica in replicas]
         shortest, longest = min(queues), max(queues)
 

@@ -25,7 +25,7 @@ class LMetric:
         """Nothing to learn: the views carry what it counts."""
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """The least product."""
+        """Return the replica with the least product."""
 
         def product(position: int) -> tuple[int, int]:
             replica = replicas[position]

@@ -37,7 +37,9 @@ class TtlBinding(Homes):
             self._release(event.session)
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """Its rank while ACTIVE, else the rank with the fewest ACTIVE programs."""
+        """Return the program's rank while it is ACTIVE, else the rank with the fewest ACTIVE
+        programs.
+        """
         self._pause(now_s)
         self._answered_s.pop(turn.session, None)
         home = self.position(turn.session, replicas)

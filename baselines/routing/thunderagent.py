@@ -39,7 +39,9 @@ class MostRoom(Homes):
             super().on_event(event)
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """Where it was if it did not wait; else where most room is."""
+        """Return the session's last replica if the session did not wait, else the one with the most
+        room.
+        """
         self._leave(turn.session)
         home = self.position(turn.session, replicas)
         waited = now_s > self._ready_s.get(turn.session, now_s)

@@ -52,7 +52,7 @@ class Agenda:
         self._order += 1
 
     def drop_planned(self) -> None:
-        """No session is left: what the experiment has planned for later does not happen."""
+        """Forget what the experiment has planned for later, because no session is left."""
         if any(timer[2] == PLANNED for timer in self.timers):
             self.timers[:] = [timer for timer in self.timers if timer[2] != PLANNED]
             heapq.heapify(self.timers)

@@ -49,7 +49,7 @@ class EngineConfig:
     enable_session_radix_cache: bool = False
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """Whether a turn of this size can ever run: the last output token needs no KV."""
+        """Whether a turn of this size can ever run. The last output token needs no KV."""
         total = prompt_tokens + output_tokens
         blocks = -(-(total - 1) // self.block_size)
         return blocks <= self.num_blocks and total <= self.max_model_len
@@ -150,19 +150,21 @@ class CoreListener(Protocol):
         self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
     ) -> None: ...
     def on_load(self, turn: TurnKey, at_ps: int, local_tokens: int, loaded_tokens: int) -> None:
-        """A waiting turn got blocks for what host memory has of it beyond its hit on the GPU."""
+        """Hear that a waiting turn got blocks for what host memory holds of it beyond its hit on
+        the GPU.
+        """
         ...
 
     def on_loaded(self, turn: TurnKey, at_ps: int, chunks: int, waited_ps: int) -> None:
-        """The engine learnt that a load has arrived, so long after ``on_load``."""
+        """Hear that a load has arrived, ``waited_ps`` after its ``on_load``."""
         ...
 
     def on_store(self, turn: TurnKey, at_ps: int, stored: StoredChunks) -> None:
-        """Host memory made room for chunks of a turn; they are copied from now on."""
+        """Hear that host memory made room for chunks of a turn, which are being copied there."""
         ...
 
     def on_stored(self, turn: TurnKey, at_ps: int, chunks: int) -> None:
-        """The engine learnt that a store has arrived."""
+        """Hear that a store has arrived in host memory."""
         ...
 
 
@@ -197,7 +199,7 @@ class TierStats:
     """Time steps waited for a store whose blocks were needed again."""
 
     def host_sample(self) -> tuple[int, int, int, int, int]:
-        """Payload of HOST_STATS."""
+        """Return the payload of a HOST_STATS event."""
         return (
             self.resident_blocks,
             self.num_blocks,
@@ -207,7 +209,7 @@ class TierStats:
         )
 
     def link_sample(self) -> tuple[int, int, int, int, int]:
-        """Payload of LINK_STATS."""
+        """Return the payload of a LINK_STATS event."""
         return (
             self.stored_blocks * self.block_bytes,
             self.loaded_blocks * self.block_bytes,
@@ -281,15 +283,15 @@ class EngineCore(Protocol):
         ...
 
     def session_ended(self, session: int) -> None:
-        """No further turn of this session will come (its pins are dropped)."""
+        """Drop a session's pin, since no further turn of this session will come."""
         ...
 
     def cached_blocks(self) -> int:
-        """Unreferenced blocks with reusable content."""
+        """Return how many blocks hold reusable content and are referenced by nobody."""
         ...
 
     def idle(self) -> bool:
-        """True if nothing waits and nothing runs."""
+        """Whether nothing waits and nothing runs."""
         ...
 
     def check_integrity(self) -> None:
@@ -317,27 +319,34 @@ class ReplicaCore(EngineCore, Protocol):
     """A core that can be one of several behind one front door (``engine.fleet``)."""
 
     def joins(self, other: ReplicaCore) -> None:
-        """From now on both know equal content as equal: a session's turns may be at either."""
+        """Make both cores know equal content as equal, since a session's turns may be at either."""
         ...
 
     def quiet_until_ps(self, now_ps: int) -> int:
-        """A time up to which nothing is reported and no policy asked unless a turn is submitted or
-        ended: how far the others may go before this one. ``now_ps`` if the next step may tell.
+        """Return a time up to which this core reports nothing and asks no policy, unless a turn is
+        submitted or ended: how far the others may go before this one. It is ``now_ps`` if already
+        the next step may tell something.
         """
         ...
 
     def cached_tokens(self, request: Request) -> int:
-        """Prefix hit that a turn would get if it were submitted and scheduled now."""
+        """Return the prefix hit, tokens, that a turn would get if it were submitted and scheduled
+        now.
+        """
         ...
 
     def session_moved(self, session: int) -> None:
-        """Its next turn runs elsewhere: its pin is dropped, and its KV stays until it is evicted."""
+        """Drop a session's pin because its next turn runs elsewhere. Its KV stays until it is
+        evicted.
+        """
         ...
 
     def lost_turns(self) -> list[LostTurn]:
-        """Unfinished turns in order of submission: the engine is dead and will not be asked again."""
+        """Return the unfinished turns in order of submission. The engine is dead and will not be
+        asked again.
+        """
         ...
 
     def lost_blocks(self) -> int:
-        """Blocks with content, in use or reusable."""
+        """Return how many blocks have content, in use or reusable."""
         ...

@@ -40,7 +40,9 @@ class TurnCost(NamedTuple):
     prompt_token_ps: int
 
     def delay_ps(self, prompt_tokens: int) -> int:
-        """From when a turn is sent until the engine has it, the way back included."""
+        """Return how long it takes, ps, until the engine has a turn that was sent, the way back
+        included.
+        """
         return self.fixed_ps + self.prompt_token_ps * prompt_tokens
 
 
@@ -101,7 +103,7 @@ class StepCost:
         o_step: int,
         o_seq: int,
     ) -> StepCost:
-        """A checked cost from picosecond coefficients, derived or fitted."""
+        """Return a checked cost made of picosecond coefficients, which were derived or fitted."""
         for name, value, least in (
             ("c_tok", c_tok, 0),
             ("c_pair", c_pair, 0),
@@ -118,7 +120,9 @@ class StepCost:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> StepCost:
-        """Inverse of ``to_dict``; ConfigError names a missing, unknown or wrong field."""
+        """Return the cost that ``to_dict`` gave this; ConfigError names a missing, unknown or wrong
+        field.
+        """
         for name in COEFFICIENTS:
             if name not in data:
                 raise ConfigError(f"step cost: {name} is missing (needs {', '.join(COEFFICIENTS)})")
@@ -142,13 +146,13 @@ class StepCost:
         )
 
     def with_link(self, link: LinkCost | None) -> StepCost:
-        """The same steps with this link to host memory."""
+        """Return a cost with the same steps and this link to host memory."""
         return StepCost(
             self.c_tok, self.c_pair, self.weights, self.m_ctx, self.o_step, self.o_seq, link
         )
 
     def to_dict(self) -> dict[str, int | list[int]]:
-        """The coefficients by name, ready for YAML or JSON."""
+        """Return the coefficients by name, ready for YAML or JSON."""
         return {
             "c_tok": self.c_tok,
             "c_pair": self.c_pair,
@@ -173,7 +177,7 @@ class StepCost:
         )
 
     def step_ps(self, tokens: int, pairs: int, ctx: int, seqs: int) -> int:
-        """Duration of one step with these counts, ps."""
+        """Return how long one step with these counts takes, ps."""
         last = self.last_weight
         return (
             self.c_tok * tokens
@@ -185,10 +189,11 @@ class StepCost:
         )
 
     def decode_run_ps(self, seqs: int, ctx: int, steps: int) -> int:
-        """Duration of ``steps`` pure decode steps of ``seqs`` sequences, ps.
+        """Return how long ``steps`` pure decode steps of ``seqs`` sequences take, ps.
 
         Step i costs ``step_ps(seqs, ctx + i*seqs, ctx + i*seqs, seqs)``: ``ctx`` counts the first
-        step's new tokens. Exact sum in closed form: each step costs the same amount more.
+        step's new tokens. The sum is exact and in closed form, since each step costs the same
+        amount more.
         """
         if steps <= 0:
             return 0
@@ -196,7 +201,7 @@ class StepCost:
         return steps * self.step_ps(seqs, ctx, ctx, seqs) + slope * (steps * (steps - 1) // 2)
 
     def decode_steps_until(self, seqs: int, ctx: int, budget_ps: int, max_steps: int) -> int:
-        """Smallest number of decode steps that lasts ``budget_ps`` or longer; at most
+        """Return the smallest number of decode steps that lasts ``budget_ps`` or longer; at most
         ``max_steps``, which is also the answer if none does.
         """
         if budget_ps <= 0 or max_steps <= 0:

@@ -128,8 +128,8 @@ class Elsewhere:
 
 
 def import_path() -> str:
-    """Where another interpreter finds what this process imports: the folder the user is in (policies
-    of their own), and marsbench's unless it is installed.
+    """Return the PYTHONPATH with which another interpreter finds what this process imports: the
+    folder the user is in (policies of their own), and marsbench's unless it is installed.
     """
     source = Path(marsbench.__file__).resolve().parent.parent
     installed = source.name in {"site-packages", "dist-packages"}
@@ -139,14 +139,16 @@ def import_path() -> str:
 
 
 def send(pipe: IO[bytes], message: tuple[str, Any]) -> None:
-    """One message, with its length before it."""
+    """Write one message to a pipe, with its length before it."""
     data = pickle.dumps(message)
     pipe.write(LENGTH.pack(len(data)) + data)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> tuple[str, Any]:
-    """The next message; EOFError at the end. Only our own child or parent is at the other end."""
+    """Read the next message of a pipe; EOFError at its end. Only our own child or parent is at the
+    other end.
+    """
     head = pipe.read(LENGTH.size)
     if len(head) < LENGTH.size:
         raise EOFError

@@ -61,7 +61,9 @@ class Fit:
     """The relative error of each sample: predicted / measured - 1."""
 
     def error(self, percent: float, kind: str = "", samples: Sequence[Sample] = ()) -> float:
-        """Percentile of the absolute relative errors, of all samples or those of a kind."""
+        """Return a percentile of the absolute relative errors, of all samples or of those of one
+        kind.
+        """
         chosen = [
             abs(error)
             for index, error in enumerate(self.errors)
@@ -71,9 +73,9 @@ class Fit:
 
 
 def fit(samples: Sequence[Sample]) -> Fit:
-    """The cost that explains the samples best; EngineError if they cannot tell.
+    """Find the cost that explains the samples best; EngineError if they do not determine it.
 
-    A knee is taken only where it explains clearly more than none: it costs a coefficient.
+    A knee is taken only where it explains clearly more than none, because it costs a coefficient.
     """
     for kind in ("prefill", "decode"):
         if sum(sample.kind == kind for sample in samples) < 3:
@@ -91,10 +93,10 @@ def fit(samples: Sequence[Sample]) -> Fit:
 
 
 def turn_cost(samples: Sequence[Sample], delay_s: float = 0.0) -> TurnCost:
-    """What a turn takes beside its steps: a fixed time (``delay_s`` of it found by ``fit``) and a time
-    per prompt token. EngineError if nothing was measured.
+    """Estimate what a turn takes beside its steps: a fixed time (``delay_s`` of it found by
+    ``fit``) and a time per prompt token. EngineError if nothing was measured.
 
-    Of repetitions of a size the median counts: a single one may have met anything.
+    Of repetitions of one size the median counts, since a single one may have met anything.
     """
     found: dict[int, list[float]] = {}
     for sample in samples:

@@ -93,7 +93,9 @@ class Fleet:
             self._add()
 
     def replay(self, tools: ToolModel, progress: Progress | None) -> Replay:
-        """The cell's sessions, played against these replicas, with the changes it has planned."""
+        """Make the replay that plays the cell's sessions against these replicas, planned changes
+        included.
+        """
         replay = Replay(self._plan, self.life, self, tools, progress, replicas=self)
         self._states = replay.states
         self.telemetry = replay.view
@@ -119,19 +121,23 @@ class Fleet:
         return found
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """Whether a turn of this size can ever run: replicas are alike."""
+        """Whether a turn of this size can ever run. Replicas are alike, so one of them answers for
+        all.
+        """
         return self._plan.flags.fits(prompt_tokens, output_tokens)
 
     def idle(self) -> bool:
-        """Nothing waits or runs anywhere, and nothing is still to be told."""
+        """Whether nothing waits or runs at any replica, and no event of theirs is still to be told."""
         return not (self._busy or self._told or self._homeless)
 
     def cached_blocks(self) -> int:
-        """Of the living replicas."""
+        """Return how many blocks of the living replicas are cached and unreferenced."""
         return sum(replica.core.cached_blocks() for replica in self.live)
 
     def check_integrity(self) -> None:
-        """Of the living replicas, and that nothing is left over."""
+        """Assert the books of every living replica, and that no turn is left over in the fleet's
+        own.
+        """
         assert not self._told, "something was never told"
         for replica in self.live:
             replica.core.check_integrity()
@@ -150,7 +156,7 @@ class Fleet:
                 self._settle(replica)
 
     def submit(self, request: Request) -> None:
-        """Route a turn, and put it into its replica's queue."""
+        """Route a turn and put it into the queue of the replica it was routed to."""
         at_ps = request.ready_ps
         self.now_ps = max(self.now_ps, at_ps)
         if not self.live:
@@ -212,7 +218,7 @@ class Fleet:
         return self.live
 
     def samples(self) -> list[Sample]:
-        """REPLICA_STATS of each that lives."""
+        """Return a REPLICA_STATS sample of each living replica."""
         return [(Kind.REPLICA_STATS, replica.sample()) for replica in self.live]
 
     # --- time ------------------------------------------------------------------------------
@@ -223,7 +229,7 @@ class Fleet:
             self._run(replica, self.now_ps)
 
     def synchronise_all(self) -> None:
-        """The same for all: whoever asks for the sum of them needs it."""
+        """Bring every replica up to now, for whoever asks for the sum over all of them."""
         for replica in self.live:
             self.synchronise(replica)
 
@@ -290,11 +296,13 @@ class Fleet:
         been[replica.index] = FOREVER
 
     def here_tokens(self, session: int, replica: Replica) -> int | None:
-        """What a turn that is not sent yet could find there of its session; None if it never was."""
+        """Return how many tokens a turn that is not sent yet could find of its session at a
+        replica; None if the session never was there.
+        """
         return self._elsewhere.get(session, {}).get(replica.index)
 
     def cached_tokens(self, session: int, replica: Replica) -> int:
-        """Prefix hit at a replica of the turn that is being routed."""
+        """Return the prefix hit, tokens, that the turn being routed would have at a replica."""
         request = self._asked
         assert request.session == session, "only the turn that is routed can be asked about"
         kept = self.here_tokens(session, replica)
@@ -308,7 +316,9 @@ class Fleet:
     # --- what replicas report ----------------------------------------------------------------
 
     def scheduled_first(self, request: Request, at_ps: int, cached: int, uncached: int) -> None:
-        """A turn runs, for the first time unless its replica died before."""
+        """Pass on that a turn runs: for the first time, unless it ran before on a replica that
+        died.
+        """
         before = self._retried.get(request.session)
         if before is not None and before.scheduled:
             self.life.on_resumed(request, at_ps, cached, uncached)
@@ -316,7 +326,7 @@ class Fleet:
             self.life.on_scheduled_first(request, at_ps, cached, uncached)
 
     def first_token(self, replica: Replica, request: Request, at_ps: int) -> None:
-        """Once for each turn."""
+        """Pass on a turn's first token, once for each turn, however often a replica dies under it."""
         replica.began(request)
         before = self._retried.get(request.session)
         if before is None or not before.first_token:
@@ -331,7 +341,7 @@ class Fleet:
         recomputed: int,
         cached: int,
     ) -> None:
-        """A turn is done; what a dead replica did for it counts."""
+        """Pass on that a turn is done. What a dead replica computed for it counts as well."""
         replica.answered(request)
         before = self._retried.pop(request.session, None)
         if before is not None:

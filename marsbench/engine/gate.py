@@ -58,13 +58,15 @@ class Gate:
             self._request_tick(self._tick_at_ps)
 
     def ticked(self, at_ps: int, *, idle: bool) -> None:
-        """A policy that only ticks while nothing runs and nothing can change must not go on."""
+        """Count the ticks at which nothing runs and nothing can change; PolicyError if a policy
+        goes on like that.
+        """
         self._idle_ticks = self._idle_ticks + 1 if idle else 0
         if self._idle_ticks > MAX_IDLE_TICKS:
             raise self.stalled(at_ps)
 
     def stalled(self, at_ps: int) -> PolicyError:
-        """The error of a policy that lets nobody in for ever."""
+        """Return the error about a policy that lets nobody in for ever."""
         return PolicyError(
             f"admission held {len(self.pending)} turns back while nothing was active "
             f"at {to_s(at_ps):.3f} s; it must admit at least one then"

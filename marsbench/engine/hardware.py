@@ -28,7 +28,7 @@ class Experts(ProfileBlock):
     """Bytes a stored parameter takes, scales included."""
 
     def expected_active(self, tokens: int) -> float:
-        """Experts of one layer that ``tokens`` tokens touch, if routing is uniform and
+        """Return how many experts of one layer ``tokens`` tokens touch, if routing is uniform and
         independent. Real routers are skewed and touch fewer.
         """
         missed = 1.0 - self.per_token / self.count
@@ -185,7 +185,9 @@ class Flags(ProfileBlock):
 
 
 def derive(model: Model, gpu: Gpu, efficiency: Efficiency, overhead: Overhead) -> StepCost:
-    """Step cost from shape and hardware (see ``marsbench.engine.cost`` for the terms)."""
+    """Compute the step cost from the shape of the model and the hardware; ``marsbench.engine.cost``
+    explains the terms.
+    """
     flops = gpu.tflops * 1e12 * gpu.count
     linear_ps = PS_PER_S / (flops * efficiency.linear)
     attention_ps = PS_PER_S / (flops * efficiency.attention)

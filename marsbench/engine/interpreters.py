@@ -24,10 +24,11 @@ def available(package: str) -> bool:
 
 
 def find_python(package: str, given: str = "") -> Path:
-    """An interpreter that has the package; EngineError with the remedy if there is none.
+    """Return an interpreter that has the package; EngineError with the remedy if there is none.
 
-    In this order: ``given`` (what the user set), the variable ``MARSBENCH_NAME_PYTHON``, this
-    interpreter, and ``.venv-NAME`` in the current folder or beside the marsbench package.
+    It is looked for in this order: ``given`` (what the user set), the variable
+    ``MARSBENCH_NAME_PYTHON``, this interpreter, and ``.venv-NAME`` in the current folder or beside
+    the marsbench package.
     """
     variable = f"MARSBENCH_{package.upper()}_PYTHON"
     for source, named in (("engine.params.python", given), (variable, os.environ.get(variable))):

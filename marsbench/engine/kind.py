@@ -76,11 +76,15 @@ class EngineKind(Protocol):
         ...
 
     def flags(self, params: Mapping[str, Value]) -> Mapping[str, Value]:
-        """The engine flags among ``engine.params``: without what only says where a server is."""
+        """Return the engine flags among ``engine.params``, without what only says where a server
+        is.
+        """
         ...
 
     def check(self, params: Mapping[str, Value], config: EngineConfig) -> None:
-        """EngineError for flags with which the engine would not start: asked before any simulation."""
+        """Raise EngineError for flags with which the engine would not start. Asked before any
+        simulation.
+        """
         ...
 
     def open(self, params: Mapping[str, Value], opening: Opening) -> Engine:
@@ -114,7 +118,9 @@ class VirtualTime:
         """Accept all flags, since a core takes every one of them."""
 
     def core_class(self) -> CoreFactory:
-        """The core itself, to watch its steps; EngineError if this interpreter lacks its package."""
+        """Return the class of the core itself, to watch its steps; EngineError if this interpreter
+        lacks its package.
+        """
         try:
             found: CoreFactory = attribute(self.core)
         except ImportError as error:
@@ -180,6 +186,6 @@ class ServerEngine:
 
 
 def attribute(path: str) -> Any:
-    """The class at a dotted path."""
+    """Import the module of a dotted path and return the class, or other object, at its end."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

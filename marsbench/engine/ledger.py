@@ -62,12 +62,14 @@ class Ledger:
         return self.records[key]
 
     def add(self, key: str, request: Request, native: Any, output: list[int]) -> TurnRecord:
-        """A turn has been submitted."""
+        """Open the record of a turn that has been submitted."""
         record = self.records[key] = TurnRecord(request, native, output)
         return record
 
     def admitted(self, key: str, at_ps: int, cached: int, num_tokens: int) -> None:
-        """A waiting turn got memory for ``num_tokens``, of which ``cached`` need no computing."""
+        """Note that a waiting turn got memory for ``num_tokens``, of which ``cached`` need no
+        computing.
+        """
         record = self.records[key]
         request = record.request
         record.admitted = True
@@ -84,7 +86,9 @@ class Ledger:
         tell(request, at_ps, cached, num_tokens - cached)
 
     def lose(self, key: str, at_ps: int, computed_tokens: int, blocks: int) -> None:
-        """A running turn was preempted: it held so many tokens and blocks, and waits again."""
+        """Note that a running turn was preempted, which held so many computed tokens and blocks. It
+        waits again.
+        """
         record = self.records[key]
         record.admitted = False
         record.lost = computed_tokens
@@ -93,7 +97,7 @@ class Ledger:
         self._listener.on_preempted(record.request, at_ps, computed_tokens, blocks)
 
     def finish(self, key: str, at_ps: int) -> None:
-        """A turn made its last token."""
+        """Close the record of a turn that made its last token."""
         record = self.records.pop(key)
         self._listener.on_finished(
             record.request,
@@ -104,7 +108,9 @@ class Ledger:
         )
 
     def account(self, blocks: int, until_ps: int) -> None:
-        """So many blocks have been referenced since this was last called."""
+        """Add up the use of memory: ``blocks`` have been referenced from the last call until
+        ``until_ps``.
+        """
         if until_ps > self._accounted_ps:
             self._stats.referenced_block_ps += blocks * (until_ps - self._accounted_ps)
             self._accounted_ps = until_ps

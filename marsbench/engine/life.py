@@ -163,14 +163,14 @@ class Life:
         self.emit(at_ps, Kind.SESSION_ARRIVE, session, -1, -1, prompt_tokens, parent, parent_turn)
 
     def ready(self, state: SessionState, at_ps: int, prompt_tokens: int) -> None:
-        """The current turn could be sent to the engine."""
+        """Make the session's current turn ready: from now on it could be sent to the engine."""
         state.prompt_tokens = prompt_tokens
         state.phase = Phase.PENDING
         state.phase_since_ps = at_ps
         self.emit(at_ps, Kind.TURN_READY, state.session, state.turn_index, -1, prompt_tokens)
 
     def submit(self, state: SessionState, at_ps: int, blocks: int) -> None:
-        """The current turn goes to the engine; with its first one, the session is admitted."""
+        """Send the current turn to the engine; with its first turn, the session is admitted."""
         session = state.session
         if not state.admitted:
             state.admitted = True
@@ -183,25 +183,29 @@ class Life:
         )
 
     def routed(self, state: SessionState, at_ps: int, replica: int, previous: int) -> None:
-        """The current turn goes to one of several replicas; its session's last one to ``previous``."""
+        """Record to which of several replicas the current turn goes, and where its session's last
+        one was.
+        """
         self.emit(at_ps, Kind.ROUTE, state.session, state.turn_index, -1, replica, previous)
 
     def withdraw(self, state: SessionState, at_ps: int) -> None:
-        """The current turn will not be sent: its client has gone, or waited for too long."""
+        """Take back the current turn before it was sent: its client has gone, or waited for too
+        long.
+        """
         state.phase = Phase.TOOL
         state.phase_since_ps = at_ps
 
     def returned(
         self, state: SessionState, at_ps: int, *, output_tokens: int, prefilled: int
     ) -> None:
-        """The engine has answered the current turn; its tools and sub-agents follow."""
+        """Take the engine's answer to the current turn; the turn's tools and sub-agents follow."""
         state.context_tokens = state.prompt_tokens + output_tokens
         state.served_tokens += prefilled + output_tokens
         state.phase = Phase.TOOL
         state.phase_since_ps = at_ps
 
     def end(self, state: SessionState, at_ps: int, status: Status) -> None:
-        """No further turn will come."""
+        """End the session: no further turn of it will come."""
         state.phase = Phase.DONE
         state.phase_since_ps = at_ps
         self.active.pop(state.session, None)
@@ -210,16 +214,16 @@ class Life:
     # --- tool calls ------------------------------------------------------------------------
 
     def tool_queued(self, call: CallState, at_ps: int) -> None:
-        """The call could start."""
+        """Put a tool call into the queue: from now on it could start."""
         call.queued_ps = at_ps
         self._emit_tool(at_ps, Kind.TOOL_ENQUEUED, call)
 
     def tool_started(self, call: CallState, at_ps: int, nice: int, nice_after_ps: int) -> None:
-        """The call runs, at a niceness that begins after so much CPU time."""
+        """Start a tool call, at a niceness that begins after so much CPU time."""
         self._emit_tool(at_ps, Kind.TOOL_START, call, nice, nice_after_ps)
 
     def tool_ended(self, call: CallState, at_ps: int, *, error: bool, cpu_ps: int) -> None:
-        """The call is over and has used so much CPU time."""
+        """End a tool call, which has used so much CPU time."""
         self._emit_tool(at_ps, Kind.TOOL_END, call, int(error), cpu_ps)
 
     # --- what an engine reports (``engine.base.CoreListener``) -------------------------------
@@ -242,13 +246,13 @@ class Life:
         self.emit(at_ps, Kind.GPU_RESUME, request.session, request.turn_index, -1, cached, uncached)
 
     def on_first_token(self, request: Request, at_ps: int) -> None:
-        """The first output token is there."""
+        """Record the first output token of a turn."""
         self.emit(at_ps, Kind.GPU_FIRST_TOKEN, request.session, request.turn_index)
 
     def on_finished(
         self, request: Request, at_ps: int, *, prefilled: int, recomputed: int, cached: int
     ) -> None:
-        """The last output token is there; see ``CoreListener.on_finished`` for the counts."""
+        """Record the last output token of a turn; ``CoreListener.on_finished`` explains the counts."""
         self.emit(
             at_ps,
             Kind.GPU_END,
@@ -271,7 +275,7 @@ class Life:
     def on_unpin(
         self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
     ) -> None:
-        """Kept blocks were given up."""
+        """Record that the kept blocks of a session were given up."""
         self.emit(at_ps, Kind.KV_UNPIN, session, turn_index, -1, blocks, int(reason), held_ps)
 
     def on_load(self, turn: TurnKey, at_ps: int, local_tokens: int, loaded_tokens: int) -> None:
@@ -287,7 +291,7 @@ class Life:
         )
 
     def on_loaded(self, turn: TurnKey, at_ps: int, chunks: int, waited_ps: int) -> None:
-        """The KV is there."""
+        """Record that the KV a waiting turn loads from host memory has arrived."""
         self.emit(at_ps, Kind.KV_LOADED, turn.session, turn.turn_index, -1, waited_ps)
 
     def on_store(self, turn: TurnKey, at_ps: int, stored: StoredChunks) -> None:
@@ -299,7 +303,7 @@ class Life:
     # --- the stream ------------------------------------------------------------------------
 
     def recent_hits(self) -> tuple[int, int]:
-        """Cached and prompt tokens of the last turns scheduled."""
+        """Return the cached tokens and the prompt tokens of the last turns that were scheduled."""
         return sum(hit[0] for hit in self._hits), sum(hit[1] for hit in self._hits)
 
     def emit(
@@ -342,7 +346,9 @@ class Life:
 
 
 def listeners_of(policies: Iterable[object]) -> list[Callable[[Event], None]]:
-    """``on_event`` of each distinct policy object that is not a null policy."""
+    """Return ``on_event`` of each distinct policy object, without null policies, which need hear
+    nothing.
+    """
     found: list[Callable[[Event], None]] = []
     seen: set[int] = set()
     for policy in policies:

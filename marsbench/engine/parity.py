@@ -155,7 +155,9 @@ CoreFactory = Callable[[CoreListener], TracedCore]
 
 
 def scripts(sessions: Sequence[Session]) -> list[FixedScript]:
-    """Sessions as recorded: arrivals as given (else all at 0), tools take their wall time."""
+    """Turn sessions into fixed scripts: they arrive as recorded (else all at 0), and tools take
+    their recorded wall time.
+    """
     prefixes: dict[str, int] = {}
     made: list[FixedScript] = []
     for session in sessions:
@@ -234,7 +236,7 @@ def _request(script: FixedScript, number: int, turn_index: int, ready_ps: int) -
 
 
 def first_difference(left: RunLog, right: RunLog, names: tuple[str, str]) -> str | None:
-    """Where two logs part, with both sides' state; None if they agree in everything.
+    """Say where two logs part, with both sides' state; None if they agree in everything.
 
     Steps are compared one by one if both logs have them, then what the listeners were told.
     """
@@ -286,7 +288,7 @@ def _moment(moment: Moment) -> str:
 
 
 def summary(log: RunLog) -> dict[str, float]:
-    """The totals of a run, which can be compared between engines."""
+    """Return the totals of a run, which can be compared between engines."""
     finished = [m for m in log.moments if m.what == "finished"]
     tier = log.stats.tier
     host: dict[str, float] = {}

@@ -115,5 +115,7 @@ class Engine(Protocol):
         ...
 
     def described(self) -> Mapping[str, Json]:
-        """For ``environment.json``: what ran, as flags or an address. May grow with each cell."""
+        """Say for ``environment.json`` what ran, as flags or an address. It may grow with each
+        cell.
+        """
         ...

@@ -8,11 +8,11 @@ PS_PER_US = 1_000_000
 
 
 def request_priority(rule: str, state: SessionState) -> int:
-    """The priority of a session's current turn under a system's rule (``System.priority``).
+    """Return the priority of a session's current turn under a system's rule (``System.priority``).
 
     Engines take the smallest first. ``session_arrival``: when the session arrived, in whole
-    microseconds; a sub-agent has its root's arrival. ``continuation_first``: 1 for the first turn and 0
-    for all later ones. Any other rule: 0 for every turn.
+    microseconds; a sub-agent has its root's arrival. ``continuation_first``: 1 for the first turn
+    and 0 for all later ones. Any other rule: 0 for every turn.
     """
     if rule == "session_arrival":
         while state.parent is not None:

@@ -82,13 +82,15 @@ class Profile(ProfileBlock):
         return self
 
     def step_cost(self) -> StepCost:
-        """Step cost in picoseconds: as fitted, or derived from shape and hardware; with the link to
-        host memory, if there is one.
+        """Return the step cost in picoseconds, fitted or derived from shape and hardware, with the
+        link to host memory if there is one.
         """
         return self._compute_cost().with_link(self.link_cost())
 
     def link_cost(self) -> LinkCost | None:
-        """What copies to and from host memory take, if the profile says. GPUs copy side by side."""
+        """Return what copies to and from host memory take, if the profile says. GPUs copy side by
+        side.
+        """
         if self.host is None:
             return None
         assert self.model is not None
@@ -115,7 +117,7 @@ class Profile(ProfileBlock):
         return derive(self.model, self.gpu, self.efficiency, self.overhead)
 
     def turn_cost(self) -> TurnCost | None:
-        """What a turn takes beside its steps, if the profile says."""
+        """Return what a turn takes beside its steps; None if the profile does not say."""
         if self.turn is None:
             return None
         return TurnCost(
@@ -125,8 +127,8 @@ class Profile(ProfileBlock):
     def engine_config(
         self, host_kv_gib: float = 0.0, /, **overrides: int | str | bool
     ) -> EngineConfig:
-        """Engine flags; ``overrides`` are fields of EngineConfig, ``host_kv_gib`` is host memory for
-        KV per GPU.
+        """Return the engine flags. ``overrides`` are fields of EngineConfig, ``host_kv_gib`` is
+        host memory for KV per GPU.
         """
         fields: dict[str, Any] = {
             "num_blocks": self.num_kv_tokens // self.engine.block_size,
@@ -165,7 +167,7 @@ class Profile(ProfileBlock):
         return chunks
 
     def policy_context(self, tool_cores: int, seed: int) -> PolicyContext:
-        """What a policy is told about this deployment."""
+        """Return what a policy is told about this deployment."""
         cost = self.step_cost()
         config = self.engine_config()
         chunk = config.max_num_batched_tokens
@@ -184,7 +186,7 @@ class Profile(ProfileBlock):
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """A shipped profile by name, or any profile by the path of its YAML file."""
+    """Read a shipped profile by its name, or any profile by the path of its YAML file."""
     text = str(name_or_path)
     path = Path(text)
     if path.suffix not in {".yaml", ".yml"}:

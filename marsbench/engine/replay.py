@@ -49,7 +49,7 @@ class Script:
         self.prefix_id = -1
 
     def request(self, ready_ps: int, due_ps: int, priority: int) -> Request:
-        """The current turn as an engine is asked for it."""
+        """Return the current turn in the form in which an engine is asked for it."""
         recorded, state = self.recorded, self.state
         index = state.turn_index
         plan = self.plans[index]
@@ -82,7 +82,7 @@ class Cast:
             self._enter_children(script)
 
     def children(self, session: int, turn_index: int) -> Sequence[Script]:
-        """Sub-agents that a turn starts."""
+        """Return the sub-agents that a turn starts."""
         return self._spawned.get((session, turn_index), ())
 
     def _enter(self, session: Session, parent: Script | None) -> Script:
@@ -151,13 +151,13 @@ class Replay:
     # --- what a driver asks and tells --------------------------------------------------------
 
     def next_external_ps(self) -> int:
-        """When something happens outside the engine next; FOREVER if nothing will."""
+        """Return when something happens outside the engine next; FOREVER if nothing will."""
         timer = self._timers[0][0] if self._timers else FOREVER
         tool = self.tools.next_completion_ps()
         return timer if tool is None or timer <= tool else tool
 
     def external(self, at_ps: int) -> None:
-        """Everything that happens outside the engine at exactly this time."""
+        """Let everything happen that is due outside the engine at exactly this time."""
         timers = self._timers
         while timers and timers[0][0] == at_ps:
             _, _, what, script, planned = heapq.heappop(timers)
@@ -199,7 +199,7 @@ class Replay:
             self._gate.ask(self.view, now_ps)
 
     def failed(self, request: Request, at_ps: int, status: Status) -> None:
-        """The turn will not finish: its session has failed."""
+        """Fail a session whose turn will not finish."""
         self._end_session(self._scripts[request.session], at_ps, status)
         if self._pending:
             self._gate.ask(self.view, at_ps)
@@ -210,8 +210,8 @@ class Replay:
         return bool(self._pending)
 
     def nothing_runs(self, now_ps: int) -> None:
-        """Turns are held back while nothing runs or is due: ask again. PolicyError if the policy
-        lets nobody in even then.
+        """Ask the policy again while turns are held back and nothing runs or is due. PolicyError if
+        it lets nobody in even then.
         """
         self._gate.ask(self.view, now_ps)
         if self.core.idle() and not self._timers:
@@ -229,22 +229,22 @@ class Replay:
                 self._prefixes.setdefault(prefix.prefix_id, len(self._prefixes))
 
     def sample_if_due(self, now_ps: int) -> None:
-        """Telemetry to the log, a few times a minute."""
+        """Write telemetry to the log if it is due, which it is a few times a minute."""
         if now_ps - self._sampled_ps >= SAMPLE_PS:
             self.sample(now_ps)
 
     def next_sample_ps(self) -> int:
-        """When telemetry is due again."""
+        """Return when telemetry is due again."""
         return self._sampled_ps + SAMPLE_PS
 
     def sample(self, now_ps: int) -> None:
-        """Telemetry of engine and tools since the last sample."""
+        """Write telemetry of engine and tools since the last sample to the log."""
         for kind, values in self.view.samples(now_ps):
             self.life.emit(now_ps, kind, -1, -1, -1, *values)
         self._sampled_ps = now_ps
 
     def end(self, now_ps: int) -> None:
-        """Nothing more will happen: the last sample, and the totals."""
+        """Write the last sample and the totals to the log, since nothing more will happen."""
         self.sample(now_ps)
         self.core.check_integrity()
         if self._progress is not None:

@@ -54,7 +54,7 @@ class Replica:
     # --- what the front door counts ----------------------------------------------------------
 
     def sent(self, request: Request, new_tokens: int) -> None:
-        """A turn was sent here."""
+        """Count a turn that was sent to this replica."""
         self.in_flight += 1
         self.context_tokens += request.prompt_tokens
         self.prefill_tokens += new_tokens
@@ -62,17 +62,17 @@ class Replica:
         self.prefixes.add(request.prefix_id)
 
     def began(self, request: Request) -> None:
-        """Its first token came."""
+        """Note the first token of a turn: its prefill is no work any more."""
         self.prefill_tokens -= self.prefilling.pop(request.session, 0)
 
     def answered(self, request: Request) -> None:
-        """Its last token came."""
+        """Note the last token of a turn, which is at this replica no more."""
         self.began(request)
         self.in_flight -= 1
         self.context_tokens -= request.prompt_tokens
 
     def sample(self) -> tuple[int, ...]:
-        """Payload of REPLICA_STATS."""
+        """Return the payload of a REPLICA_STATS event."""
         view, stats = self.core.view, self.core.stats
         return (
             self.index,
@@ -120,7 +120,7 @@ class Replica:
         return len(self.core.view.waiting)
 
     def cached_tokens(self, turn: SessionView) -> int:
-        """Prefix hit of the turn that is being routed."""
+        """Return the prefix hit, tokens, that the turn being routed would have here."""
         return self._fleet.cached_tokens(turn.session, self)
 
     # --- what all replicas share -------------------------------------------------------------
@@ -188,7 +188,9 @@ class CombinedView:
         return [turn for replica in self._fleet.live for turn in replica.core.view.running]
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """PolicyError: prefixes lie in one replica, and admission stands in front of all."""
+        """Raise PolicyError: prefixes lie in one replica each, and admission stands in front of
+        all.
+        """
         raise PolicyError(
             "cached_tokens was asked of several replicas at once; a router asks it of each"
         )

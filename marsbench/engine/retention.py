@@ -110,7 +110,7 @@ class RetentionBook(Generic[Held]):
         """Next time at which a pin expires or a review is due."""
 
     def pins(self) -> list[Pin[Held]]:
-        """All pins, in order of pinning."""
+        """Return all pins, in order of pinning."""
         return list(self._pins.values())
 
     # --- pins come and go ------------------------------------------------------------------
@@ -134,7 +134,7 @@ class RetentionBook(Generic[Held]):
         return until_ps if fits else now_ps
 
     def pin(self, turn: TurnView, held: Held, num_blocks: int, now_ps: int, until_ps: int) -> None:
-        """The engine holds the turn's blocks, as ``keep_until`` said."""
+        """Pin blocks of a turn that the engine holds for as long as ``keep_until`` said."""
         session = turn.session
         assert session not in self._pins, session
         self._pins[session] = Pin(turn, held, num_blocks, now_ps, until_ps)
@@ -144,7 +144,7 @@ class RetentionBook(Generic[Held]):
         self._listener.on_pin(session, turn.turn_index, now_ps, num_blocks, until_ps)
 
     def returned(self, session: int) -> None:
-        """The session's next turn waits in the engine."""
+        """Note that the next turn of a session with a pin waits in the engine."""
         pin = self._pins.get(session)
         if pin is not None:
             pin.returned = True
@@ -218,7 +218,9 @@ class RetentionBook(Generic[Held]):
 
 
 def picoseconds(value_s: float, what: str) -> int:
-    """A policy's time or interval in picoseconds; infinity is FOREVER_S."""
+    """Convert a policy's time or interval to picoseconds, infinity to FOREVER_S; PolicyError for
+    what is no number.
+    """
     if math.isnan(value_s):
         raise PolicyError(f"{what}: not a number of seconds")
     return to_ps(min(value_s, FOREVER_S))

@@ -43,7 +43,9 @@ class ServedOptions:
 
     @classmethod
     def of(cls, additional_config: object) -> ServedOptions:
-        """From vLLM's additional-config, else from MARSBENCH_SYSTEM and MARSBENCH_PROFILE."""
+        """Read the options from vLLM's additional-config, else from MARSBENCH_SYSTEM and
+        MARSBENCH_PROFILE.
+        """
         given = (
             additional_config.get("marsbench", {}) if isinstance(additional_config, Mapping) else {}
         )
@@ -69,14 +71,16 @@ class ServedOptions:
         )  # fmt: skip
 
     def context(self) -> PolicyContext:
-        """What the profile says of the deployment; the server's own sizes replace its."""
+        """Return what the profile says of the deployment. The server's own sizes are to replace the
+        profile's.
+        """
         import dataclasses
 
         context = load_profile(self.profile).policy_context(self.tool_cores, self.seed)
         return dataclasses.replace(context, params=dict(self.params))
 
     def policies(self, context: PolicyContext) -> Policies:
-        """The system's policies."""
+        """Build the system's policies."""
         system = load("SYSTEMS", self.system)
         if not isinstance(system, System):
             raise ConfigError(f"{PLACE}.system: {self.system} is not a marsbench.system.System")

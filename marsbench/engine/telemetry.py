@@ -25,7 +25,7 @@ class Replicas(Protocol):
         ...
 
     def samples(self) -> list[Sample]:
-        """Telemetry of each."""
+        """Return the telemetry of each replica."""
         ...
 
 
@@ -35,7 +35,7 @@ class Alone:
     views: Sequence[SystemView] = ()
 
     def samples(self) -> list[Sample]:
-        """Nothing beside the core's own."""
+        """Return no sample: a single engine's own telemetry says it all."""
         return []
 
 
@@ -123,7 +123,7 @@ class Telemetry:
         return cached / prompt if prompt else 1.0
 
     def samples(self, now_ps: int) -> list[Sample]:
-        """Engine and tools now, and what they did since the last sample."""
+        """Return the state of engine and tools now, and what they did since the last sample."""
         core, tools = self._core, self._tools
         stats, view = core.stats, core.view
         span_ps = now_ps - self._sampled_ps

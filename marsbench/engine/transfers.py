@@ -41,7 +41,7 @@ class Channel(Generic[Job]):
         return self._copies[0][0] if self._copies else None
 
     def take_done(self, now_ps: int) -> list[Job]:
-        """Copies done by now and not taken before, in order."""
+        """Return the copies that are done by now and were not taken before, in order."""
         done: list[Job] = []
         while self._copies and self._copies[0][0] <= now_ps:
             done.append(self._copies.popleft()[1])
@@ -56,7 +56,7 @@ class HostLink(Generic[Job]):
         self.h2d: Channel[Job] = Channel(link.h2d_token_ps * block_size, link.latency_ps)
 
     def next_done_ps(self) -> int | None:
-        """When the next copy in either direction is done; None if none is under way."""
+        """Return when the next copy in either direction is done; None if none is under way."""
         times = [c.next_done_ps for c in (self.d2h, self.h2d) if c.next_done_ps is not None]
         return min(times, default=None)
 
@@ -85,22 +85,24 @@ class TierView:
         return self._used_chunks() * self._chunk_blocks
 
     def tokens(self, session: int) -> int:
-        """Leading tokens of the session's last prompt that are held."""
+        """Return how many leading tokens of the session's last prompt are held."""
         return self._leading_chunks(session) * self._chunk_tokens
 
     def load_s(self, tokens: int) -> float:
-        """Seconds of a copy to the GPU on an idle link."""
+        """Return how many seconds a copy to the GPU takes on an idle link."""
         return to_s(self._link.latency_ps + tokens * self._link.h2d_token_ps)
 
 
 def tier_stats(config: EngineConfig, link: LinkCost) -> TierStats:
-    """Counters of an engine's host memory, at zero."""
+    """Return the counters of an engine's host memory, at zero."""
     blocks = config.host_chunks * config.blocks_per_chunk
     return TierStats(blocks, link.token_bytes * config.block_size)
 
 
 def link_of(config: EngineConfig, cost: StepCost) -> LinkCost | None:
-    """The link of an engine with host memory, None without. EngineError if it cannot be had."""
+    """Return the link of an engine with host memory, None for one without. EngineError if it cannot
+    be had.
+    """
     if not config.host_chunks:
         return None
     if cost.link is None:

@@ -29,7 +29,7 @@ class TurnInfo(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """The same of a request as a driver makes it."""
+        """Return what a request, as a driver makes it, says about its session."""
         return cls(
             request.session,
             request.turn_index,
@@ -81,7 +81,7 @@ class TurnBook(Generic[NativeT]):
         self._added = 0
 
     def add(self, key: str, request: NativeT, info: TurnInfo, prompt_tokens: int) -> EngineTurn:
-        """A request has been submitted to the engine."""
+        """Write down a request that has been submitted to the engine; returns its turn."""
         turn = EngineTurn(key, info, self._added, prompt_tokens)
         self._entries[key] = turn, request, info
         self._added += 1
@@ -94,11 +94,11 @@ class TurnBook(Generic[NativeT]):
         return key in self._entries
 
     def entries(self) -> list[tuple[EngineTurn, NativeT]]:
-        """All turns with the engine's own requests; never to be handed to a policy."""
+        """Return all turns with the engine's own requests. Never hand one to a policy."""
         return [(turn, request) for turn, request, _ in self._entries.values()]
 
     def raw(self, key: str) -> EngineTurn:
-        """The turn for who keeps its counts up, without a look at its request."""
+        """Return a turn for whoever keeps its counts up to date, without a look at its request."""
         return self._entries[key][0]
 
     def __getitem__(self, key: str) -> EngineTurn:
@@ -108,21 +108,25 @@ class TurnBook(Generic[NativeT]):
         return turn
 
     def scheduled(self, keys: Iterable[str], at_s: float) -> None:
-        """A step that starts at ``at_s`` runs these turns."""
+        """Note that a step that starts at ``at_s`` runs these turns."""
         for key in keys:
             self._entries[key][0].last_scheduled_s = at_s
 
     def pop(self, key: str) -> tuple[EngineTurn, TurnInfo]:
-        """A turn that is over, as it is now, and what its request said of its session."""
+        """Remove a turn that is over; returns it as it is now, and what its request said of its
+        session.
+        """
         turn = self[key]
         return turn, self._entries.pop(key)[2]
 
     def info(self, key: str) -> TurnInfo:
-        """What a request in the engine says of its session; no policy is shown it before the end."""
+        """Return what a request in the engine says of its session. No policy is shown it before the
+        end.
+        """
         return self._entries[key][2]
 
     def request_of(self, turn: EngineTurn) -> NativeT:
-        """The engine's own request; never to be handed to a policy."""
+        """Return the engine's own request of a turn. Never hand it to a policy."""
         return self._entries[turn.key][1]
 
 

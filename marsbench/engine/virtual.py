@@ -48,5 +48,5 @@ class VirtualEngine:
         return CellOutcome(play(Replay(plan, life, core, tools, progress)))
 
     def described(self) -> Mapping[str, Json]:
-        """Nothing beyond what the configuration says."""
+        """Return nothing: the configuration says all there is to say."""
         return {}

@@ -47,7 +47,9 @@ class AgentAgreement:
 
 
 def compare_agents(run: Path, reporter: Callable[[], Reporter]) -> list[AgentAgreement]:
-    """Every cell of a run of live agents; ResultsError if it has none that can be replayed."""
+    """Compare every cell of a run of live agents with its replay; ResultsError if it has none that
+    can be replayed.
+    """
     config = load_config([run / CONFIG])
     cells = [cell for cell in read_summary(run)["cells"] if AGENTS in cell]
     if not cells:

@@ -44,7 +44,7 @@ class SessionErrors:
     """Spearman's, over sessions; NaN for fewer than three."""
 
     def percentile(self, percent: float) -> float:
-        """Of the absolute errors; NaN if no session was completed by both."""
+        """Return a percentile of the absolute errors; NaN if no session was completed by both."""
         found = [abs(error) for error in self.errors.values()]
         return float(np.percentile(found, percent)) if found else math.nan
 
@@ -60,7 +60,7 @@ class OrderAgreement:
 
 
 def played(log: EventLog) -> Played:
-    """Latencies and totals of a run."""
+    """Return the latencies and totals of a run."""
     tables = build_tables(log)
     sessions, turns = tables.sessions, tables.turns
     latency = dict(zip(sessions["session_id"], sessions["latency_s"].astype(float), strict=True))
@@ -82,7 +82,7 @@ def played(log: EventLog) -> Played:
 
 
 def played_all(logs: Mapping[int, EventLog]) -> Played:
-    """The same of several seeds."""
+    """Return the latencies and totals of several seeds together."""
     single = {seed: played(log) for seed, log in logs.items()}
     means = {seed: one.totals["mean_latency_s"] for seed, one in single.items()}
     if len(single) == 1:
@@ -114,8 +114,8 @@ def session_errors(first: Played, second: Played) -> SessionErrors:
 def disagreement(
     pairs: Mapping[str, tuple[Played, Played]], engines: tuple[str, str], tolerance: float
 ) -> str | None:
-    """One line if the mean session latency of any system differs by more than the tolerance, or is
-    known on one engine only; it names the worst.
+    """Say in one line if the mean session latency of any system differs by more than the tolerance,
+    or is known on one engine only. It names the worst; None if there is none.
     """
     left, right = engines
     gaps: dict[str, float] = {}
@@ -136,7 +136,9 @@ def disagreement(
 
 
 def quicker_than_ideal(slowdowns: Sequence[float]) -> str | None:
-    """One line if sessions on a server were faster than alone in the simulation (a slowdown below 1)."""
+    """Say in one line if sessions on a server were faster than alone in the simulation (a slowdown
+    below 1).
+    """
     known = [value for value in slowdowns if not math.isnan(value)]
     below = [value for value in known if value < 1.0]
     if not below:

@@ -9,7 +9,7 @@ SUITE = __name__.partition(".")[0]
 
 
 def policy_error(error: Exception, system: System) -> PolicyError | None:
-    """One line about an exception that came out of the package of a system's policies.
+    """Return one line about an exception that came out of the package of a system's policies.
 
     None if no line of that package was being executed: then the suite itself is broken, and the
     exception must not be taken for a fault of the policy.

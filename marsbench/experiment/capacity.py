@@ -80,7 +80,7 @@ def _best(rates: dict[int, float]) -> int:
 
 
 def enough_sessions(sessions: Sequence[Session], active: int) -> list[Session]:
-    """The sessions, repeated under new names until a window of ``active`` is saturated."""
+    """Return the sessions, repeated under new names until a window of ``active`` is saturated."""
     repeats = -(-SESSIONS_PER_ACTIVE * active // len(sessions))
     more = [_renamed(session, copy) for copy in range(2, repeats + 1) for session in sessions]
     return [*sessions, *more]
@@ -97,7 +97,7 @@ def _renamed(session: Session, copy: int) -> Session:
 
 
 def saturated_rate(log: EventLog, sessions: Sequence[Session]) -> float:
-    """Sessions per second between the first start and the last of a closed loop.
+    """Return the sessions per second between the first start and the last of a closed loop.
 
     A session that is rejected counts whole when it arrives: arrivals at this rate include it.
     """

@@ -29,7 +29,7 @@ class Point:
     """Engines behind one front door."""
 
     def describe(self) -> str:
-        """A short text that names it in progress and error lines."""
+        """Return a short text that names the point in progress and error lines."""
         rate = "own pace"
         if self.load is not None:
             rate = f"load {self.load:g}"
@@ -50,12 +50,14 @@ class Cell:
     system: str
 
     def describe(self) -> str:
-        """A short text that names it in progress and error lines."""
+        """Return a short text that names the cell in progress and error lines."""
         return f"{self.system} {self.point.describe()}"
 
 
 def points(config: ExperimentConfig) -> Iterator[Point]:
-    """Grid points in order: workload, profile, tool cores, host memory, replicas, load, rate, seed."""
+    """Yield grid points in order: workload, profile, tool cores, host memory, replicas, load, rate,
+    seed.
+    """
     pressures: list[tuple[float | None, float | None]] = [(load, None) for load in config.load]
     pressures += [(None, rate) for rate in config.rate_per_s]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
@@ -72,6 +74,6 @@ def points(config: ExperimentConfig) -> Iterator[Point]:
 
 
 def grid(config: ExperimentConfig) -> list[Cell]:
-    """All cells; those of one point stand together, in the order the systems were named."""
+    """Return all cells; those of one point stand together, in the order the systems were named."""
     pairs = [(point, system) for point in points(config) for system in config.system]
     return [Cell(index, point, system) for index, (point, system) in enumerate(pairs)]

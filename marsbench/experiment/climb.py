@@ -50,7 +50,9 @@ class Summit:
 
 
 def rate_ladder(unit: float, least: float, most: float, precision: float) -> list[float]:
-    """Rates from ``least`` to ``most``, each ``precision`` above the one below, through ``unit``."""
+    """Return rates from ``least`` to ``most``, each ``precision`` above the one below, through
+    ``unit``.
+    """
     step = math.log1p(precision)
     first = math.ceil(math.log(least / unit) / step - 1e-9)
     last = math.floor(math.log(most / unit) / step + 1e-9)
@@ -58,7 +60,9 @@ def rate_ladder(unit: float, least: float, most: float, precision: float) -> lis
 
 
 def agent_ladder(least: int, most: int, precision: float) -> list[int]:
-    """Numbers of agents from ``least`` to ``most``: all of them, then steps of ``precision``."""
+    """Return numbers of agents from ``least`` to ``most``: all of them, then steps of
+    ``precision``.
+    """
     found = [least]
     while found[-1] < most:
         found.append(min(max(found[-1] + 1, round(found[-1] * (1 + precision))), most))

@@ -15,7 +15,7 @@ from marsbench.system import FleetPolicies, Policies, System
 
 
 def check_engine(engine: str, replicas: int) -> None:
-    """ConfigError for more replicas than the engine runs, before it is opened."""
+    """Raise ConfigError for more replicas than the engine runs, before it is opened."""
     if replicas > 1 and not engine_kind(engine).has_replicas:
         raise ConfigError(
             f"--replicas {replicas}: engine {engine} runs one; use --engine sim or vllm-core"
@@ -23,7 +23,7 @@ def check_engine(engine: str, replicas: int) -> None:
 
 
 def check_fleet(system: System, engine: str, replicas: int, host_kv_gib: float) -> None:
-    """ConfigError where several replicas are not modelled."""
+    """Raise ConfigError where several replicas are not modelled."""
     check_engine(engine, replicas)
     if replicas == 1:
         return
@@ -39,7 +39,7 @@ def check_fleet(system: System, engine: str, replicas: int, host_kv_gib: float) 
 def fleet_policies(
     system: System, context: PolicyContext, replicas: int, events: Sequence[ReplicaEvent]
 ) -> tuple[Policies, FleetPlan]:
-    """Policies of the front door, and the plan of what stands behind it."""
+    """Return the policies of the front door, and the plan of what stands behind it."""
     most = replicas + sum(event.added for event in events)
     if system.fleet is not None:
         made = system.fleet(context, most)

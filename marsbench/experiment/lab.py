@@ -41,27 +41,29 @@ class Reporter(Protocol):
     """Who is told how an experiment goes."""
 
     def note(self, text: str) -> None:
-        """There is something the reader should know, in one line."""
+        """Tell the reader in one line of something that they should know."""
         ...
 
     def stage(self, text: str) -> None:
-        """A stage of the preparation, before the cells run, begins."""
+        """Tell that a stage of the preparation, before the cells run, begins."""
         ...
 
     def begin(self, num_cells: int, num_sessions: int) -> None:
-        """The cells start; how many of them, and of sessions in all of them."""
+        """Tell that the cells start: how many of them, and how many sessions in all of them."""
         ...
 
     def tick(self, done_sessions: int, now_s: float) -> None:
-        """The current cell has finished this many sessions and reached this virtual time."""
+        """Tell how many sessions of the current cell have finished, and which virtual time it has
+        reached.
+        """
         ...
 
     def cell_done(self, cell: Cell, line: str) -> None:
-        """A cell is finished and stored (or failed); ``line`` says how it went."""
+        """Tell that a cell is finished and stored (or failed); ``line`` says how it went."""
         ...
 
     def end(self) -> None:
-        """No more cells will come."""
+        """Tell that no more cells will come."""
         ...
 
 
@@ -84,8 +86,8 @@ class Lab:
     _tuned: dict[tuple[str, str, str, int, float], dict[str, Any]] = field(default_factory=dict)
 
     def at(self, config: ExperimentConfig) -> Lab:
-        """A lab for another number of sessions or other arrivals on the same workloads, profiles and
-        systems: what is measured there (capacity, tuned parameters) is shared.
+        """Return a lab for another number of sessions or other arrivals on the same workloads,
+        profiles and systems. What is measured there (capacity, tuned parameters) is shared.
         """
         return replace(self, config=config, _ideals={})
 
@@ -130,7 +132,7 @@ class Lab:
                 try_out(own, system, self.config.params.get(name), engine=engine)
 
     def workload(self, spec: str) -> Workload:
-        """An opened workload."""
+        """Open a workload, or return it if it is open."""
         from marsbench.trace.source import open_workload
 
         if spec not in self._workloads:
@@ -138,7 +140,7 @@ class Lab:
         return self._workloads[spec]
 
     def sessions(self, spec: str, *, seed: int, split: str, num: int) -> tuple[Session, ...]:
-        """Sessions of a workload; ConfigError if there are none."""
+        """Return sessions of a workload; ConfigError if there are none."""
         key = (spec, seed, split, num)
         if key not in self._sessions:
             found = tuple(self.workload(spec).sessions(num, seed, split))
@@ -151,13 +153,15 @@ class Lab:
         return self._sessions[key]
 
     def cell_sessions(self, point: Point) -> tuple[Session, ...]:
-        """The sessions of all cells of a point."""
+        """Return the sessions of all cells of a point."""
         return self.sessions(
             point.workload, seed=point.seed, split=self.config.split, num=self.config.sessions
         )
 
     def sampling(self) -> Iterator[tuple[str, bool]]:
-        """For each workload, what is replayed in one line, and whether sessions have to repeat."""
+        """Yield for each workload what is replayed, in one line, and whether sessions have to
+        repeat.
+        """
         config = self.config
         for spec in config.workload:
             asked = {point.seed: self.cell_sessions(point) for point in points(config)
@@ -173,7 +177,7 @@ class Lab:
     def arrivals(
         self, spec: str, sessions: tuple[Session, ...], rate_per_s: float | None, seed: int
     ) -> ArrivalPlan:
-        """When the sessions arrive. The same seed gives the same pattern at every rate."""
+        """Return when the sessions arrive. The same seed gives the same pattern at every rate."""
         return arrivals(
             self.config.arrival.name,
             sessions,
@@ -183,12 +187,14 @@ class Lab:
         )
 
     def point_arrivals(self, point: Point) -> ArrivalPlan:
-        """The arrivals of all cells of a point."""
+        """Return the arrivals of all cells of a point."""
         sessions, rate_per_s = self.cell_sessions(point), self.rate_per_s(point)
         return self.arrivals(point.workload, sessions, rate_per_s, point.seed)
 
     def rate_per_s(self, point: Point) -> float | None:
-        """Session arrivals per second at a point; None if arrivals have their own pace."""
+        """Return the session arrivals per second at a point; None if arrivals have their own
+        pace.
+        """
         if point.load is None:
             return point.rate_per_s
         capacity = self.point_capacity(point)
@@ -205,7 +211,8 @@ class Lab:
         return self.config.replicas != (1,)
 
     def point_capacity(self, point: Point) -> Capacity:
-        """The capacity that a point's load is a share of: with its tools and its host memory.
+        """Return the capacity that a point's load is a share of: with its tools and its host
+        memory.
 
         Of several replicas it is that of each, with its share of the tool cores.
         """
@@ -216,7 +223,7 @@ class Lab:
     def capacity(
         self, spec: str, profile: str, tool_cores: int, host_kv_gib: float = 0.0
     ) -> Capacity:
-        """The measured or remembered capacity."""
+        """Measure a capacity, or return the one that is remembered."""
         key = (spec, profile, tool_cores, host_kv_gib)
         if key not in self._capacities:
             self._capacities[key] = self._find_capacity(*key)
@@ -261,7 +268,9 @@ class Lab:
         return capacity
 
     def ideals(self, point: Point) -> Mapping[str, float | None]:
-        """Session id -> ideal latency of a point's sessions."""
+        """Return session id -> ideal latency, seconds, of a point's sessions; None for one that
+        cannot run.
+        """
         host = point.host_kv_gib
         key = (point.workload, point.profile, point.tool_cores, host, point.seed)
         if key not in self._ideals:
@@ -283,7 +292,9 @@ class Lab:
         return self._ideals[key]
 
     def candidates(self, cell: Cell) -> tuple[Mapping[str, Value], ...]:
-        """The parameters a cell runs with; several where the best is chosen with hindsight."""
+        """Return the parameters that a cell runs with; several where the best is chosen with
+        hindsight.
+        """
         chosen, system = self.systems[cell.system]
         given = self.config.params.get(cell.system, {})
         if chosen.variant == "best":
@@ -293,7 +304,9 @@ class Lab:
         return (given,)
 
     def tuned(self, cell: Cell) -> dict[str, Any]:
-        """{"params", "tried": [[params, mean latency], ...]} of a tuned system at a point."""
+        """Return {"params", "tried": [[params, mean latency], ...]} of a tuned system at a
+        point.
+        """
         point = cell.point
         host = point.host_kv_gib
         key = (cell.system, point.workload, point.profile, point.tool_cores, host)
@@ -351,15 +364,19 @@ class Lab:
         return self.arrivals(point.workload, sessions, rate_per_s, wanted.seed)
 
     def profile_content(self, profile: str) -> dict[str, Any]:
-        """Everything a profile says."""
+        """Return everything that a profile says."""
         return deployment(profile)[0].model_dump(mode="json")
 
     def measured_capacities(self) -> Mapping[tuple[str, str, int, float], Capacity]:
-        """(workload, profile, tool cores, host GiB) -> capacity, of those that were needed."""
+        """Return (workload, profile, tool cores, host GiB) -> capacity, of those that were
+        needed.
+        """
         return self._capacities
 
     def measured_tunings(self) -> Mapping[tuple[str, str, str, int, float], dict[str, Any]]:
-        """(system, workload, profile, tool cores, host GiB) -> what tuning found, of those needed."""
+        """Return (system, workload, profile, tool cores, host GiB) -> what tuning found, of those
+        needed.
+        """
         return self._tuned
 
     def _yardstick(self, profile: str, tool_cores: int, host_kv_gib: float) -> Setup:

@@ -32,7 +32,7 @@ class Memo:
         self._warn = warn
 
     def get(self, kind: str, inputs: Mapping[str, Any]) -> Any | None:
-        """The remembered result of these inputs, or None."""
+        """Return the remembered result of these inputs, or None."""
         if self.folder is None:
             return None
         try:
@@ -62,31 +62,34 @@ class Memo:
 
 
 def default_folder() -> Path:
-    """Where a desktop keeps caches: ``$XDG_CACHE_HOME/marsbench`` or ``~/.cache/marsbench``."""
+    """Return where a desktop keeps caches: ``$XDG_CACHE_HOME/marsbench`` or
+    ``~/.cache/marsbench``.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "marsbench"
 
 
 def digest(value: Any) -> str:
-    """24 hex digits of any JSON-like value."""
+    """Return 24 hex digits of any JSON-like value."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def session_digest(session: Session) -> str:
-    """24 hex digits of what a session does; its name and its arrival do not matter."""
+    """Return 24 hex digits of what a session does; its name and its arrival do not matter."""
     content = msgspec.json.encode((session.turns, session.shared_prefix))
     return hashlib.sha256(content).hexdigest()[:24]
 
 
 def sessions_digest(sessions: Sequence[Session]) -> str:
-    """24 hex digits of a list of sessions, in order."""
+    """Return 24 hex digits of a list of sessions, in order."""
     return digest([session_digest(session) for session in sessions])
 
 
 def code_digest(engine: str, packages: Iterable[str] = ()) -> str:
-    """24 hex digits of all code that decides what an engine in virtual time gives: its core, tools,
-    and what these import; the policies' ``packages``; the version of a package that it runs on.
+    """Return 24 hex digits of all code that decides what an engine in virtual time gives: its core,
+    tools, and what these import; the policies' ``packages``; the version of a package that it runs
+    on.
     """
     kind = engine_kind(engine)
     assert isinstance(kind, VirtualTime), engine

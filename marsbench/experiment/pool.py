@@ -33,7 +33,7 @@ class Workers(Protocol):
 
 
 def open_workers(jobs: int | str) -> AbstractContextManager[Workers]:
-    """So many processes of this machine, or Ray: ``ray`` or ``ray://HOST:PORT``.
+    """Open so many processes of this machine, or Ray: ``ray`` or ``ray://HOST:PORT``.
 
     Raises ConfigError if Ray is not installed, EngineError if there is none at that address.
     """
@@ -73,7 +73,7 @@ class Pool:
         self._executor.shutdown(wait=error is None, cancel_futures=True)
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-        """All results, in order of the tasks. The first task that raises ends it."""
+        """Return all results, in order of the tasks. The first task that raises ends it."""
         if self.jobs == 1 or len(tasks) < 2:
             return [function(task) for task in tasks]
         return [self._result(future) for future in self._submit(function, tasks)]
@@ -84,7 +84,9 @@ class Pool:
         tasks: Sequence[Task],
         errors: tuple[type[Exception], ...],
     ) -> Iterator[Result | Exception]:
-        """Results one by one in order of the tasks; a task that raised one of ``errors`` gives it."""
+        """Yield results one by one in order of the tasks; a task that raised one of ``errors``
+        gives it.
+        """
         if self.jobs == 1:
             for task in tasks:
                 try:

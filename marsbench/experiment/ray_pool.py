@@ -70,7 +70,7 @@ class RayPool:
         self._ray.shutdown()
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-        """All results, in order of the tasks. The first task that raises ends it."""
+        """Return all results, in order of the tasks. The first task that raises ends it."""
         found: list[Result] = []
         for result in self.settle(function, tasks, ()):
             assert not isinstance(result, Exception)
@@ -83,8 +83,8 @@ class RayPool:
         tasks: Sequence[Task],
         errors: tuple[type[Exception], ...],
     ) -> Iterator[Result | Exception]:
-        """Results one by one in order of the tasks, each stored when it arrives; a task that raised
-        one of ``errors`` gives it.
+        """Yield results one by one in order of the tasks, each stored when it arrives; a task that
+        raised one of ``errors`` gives it.
         """
         remote = self._ray.remote(num_cpus=1, max_retries=RETRIES)(carried)
         references = [remote.remote(function, task) for task in tasks]
@@ -139,12 +139,12 @@ class RayPool:
 
 
 def digest_there() -> str:
-    """The worker's code."""
+    """Return, on a worker, the digest of the code that the worker has."""
     return code_digest("sim", ())
 
 
 def carried(function: Callable[[Any], Any], task: Any) -> tuple[Any, Files]:
-    """On the worker: run a task; a cell's files come along with its result."""
+    """Run a task on a worker; a cell's files come along with its result."""
     if not isinstance(task, CellTask):
         return function(task), {}
     with tempfile.TemporaryDirectory(prefix="marsbench-") as place:

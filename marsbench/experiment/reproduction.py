@@ -56,7 +56,7 @@ class Repetition:
     """Keys of the experiments that the command line replaces in every part."""
 
     def config(self, part: str) -> ExperimentConfig:
-        """The experiment of a part; ConfigError if it replays a trace and there is none."""
+        """Return the experiment of a part; ConfigError if it replays a trace and there is none."""
         flags = dict(self.flags)
         if self.study.parts[part].trace:
             if self.trace is None:

@@ -83,14 +83,14 @@ def examine(
 
 
 def finished(path: Path) -> set[int]:
-    """Indices of the cells whose results the folder holds."""
+    """Return the indices of the cells whose results the folder holds."""
     if not (path / "summary.json").is_file() and not any((path / "cells").glob("*/cell.json")):
         return set()
     return {int(entry["cell"]) for entry in read_summary(path)["cells"]}
 
 
 def stored_config(path: Path) -> Path:
-    """The file that says which experiment a run folder holds; ConfigError if it has none."""
+    """Return the file that says which experiment a run folder holds; ConfigError if it has none."""
     file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError(
@@ -101,7 +101,7 @@ def stored_config(path: Path) -> Path:
 
 
 def stored_environment(path: Path) -> dict[str, Any]:
-    """``environment.json`` of a run folder; empty if it has none yet."""
+    """Read ``environment.json`` of a run folder; empty if it has none yet."""
     file = path / "environment.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -144,12 +144,14 @@ def _clear(path: Path) -> None:
 
 
 def new_run_id(config: ExperimentConfig) -> str:
-    """Time and experiment: sorts by time, differs between experiments."""
+    """Return a run id of time and experiment: it sorts by time and differs between experiments."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config_digest(config)[:6]}"
 
 
 def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Workload and profile files by absolute path, so that the stored config runs from anywhere."""
+    """Return the experiment with workload and profile files by absolute path, so that the stored
+    config runs from anywhere.
+    """
     names = registry.table("WORKLOADS")
     specs = tuple(
         str(Path(spec).resolve()) if spec not in names and Path(spec).exists() else spec

@@ -140,7 +140,9 @@ def run_experiment(
 
 
 def say_sampling(lab: Lab, reporter: Reporter) -> None:
-    """How many different sessions the cells have: the first thing a reader of results must know."""
+    """Tell how many different sessions the cells have: the first thing a reader of results must
+    know.
+    """
     for text, repeats in lab.sampling():
         if repeats:
             reporter.note(f"{text}; repeats are no new evidence: ask for fewer with --sessions")
@@ -161,7 +163,7 @@ def _stream(address: str, live: bool, reporter: Reporter) -> AbstractContextMana
 def driver(
     config: ExperimentConfig, engine: Engine, opening: Opening
 ) -> AbstractContextManager[Engine]:
-    """What runs the cells: the engine, with whatever makes sessions act around it."""
+    """Return what runs the cells: the engine, with whatever makes sessions act around it."""
     known = {**registry.table("DRIVERS"), **DRIVERS}
     if config.driver.name not in known:
         raise registry.unknown("driver", config.driver.name, known)
@@ -218,7 +220,7 @@ class RunContext:
 
 
 def cell_task(lab: Lab, cell: Cell, runs: RunContext) -> tasks.CellTask:
-    """What a worker process needs to simulate, measure and store a cell."""
+    """Return what a worker process needs to simulate, measure and store a cell."""
     point, config = cell.point, lab.config
     chosen, system = lab.systems[cell.system]
     sessions = lab.cell_sessions(point)
@@ -268,7 +270,7 @@ class Ticker:
 
 
 def outline(entry: Mapping[str, Any]) -> str:
-    """One line about a finished cell."""
+    """Return one line about a finished cell."""
     metrics, counts = entry["metrics"], entry["sessions"]
     mean_s = metrics["session_latency_s"]["mean"]
     latency = "no session completed" if mean_s is None else f"mean latency {mean_s:.1f} s"
@@ -282,7 +284,9 @@ def facts_of(
     facts: Mapping[str, Json],
     server_flags: Mapping[str, Json] | None = None,
 ) -> dict[str, Any]:
-    """What the results depend on besides the config, what was measured on the way, and ``facts``."""
+    """Return what the results depend on besides the config, what was measured on the way, and
+    ``facts``.
+    """
     config = lab.config
     inputs, provenance = {}, {}
     for spec in config.workload:

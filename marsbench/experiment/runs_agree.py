@@ -33,7 +33,7 @@ class CellAgreement:
 
 
 def compare_runs(left: Path, right: Path) -> list[CellAgreement]:
-    """Every cell of both runs; ResultsError if they do not hold the same cells."""
+    """Compare every cell of both runs; ResultsError if they do not hold the same cells."""
     first, second = _cells(left), _cells(right)
     if first.keys() != second.keys():
         only = min(map(str, first.keys() ^ second.keys()))
@@ -82,7 +82,7 @@ def _numbers(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def latencies(run: Path, cell: int) -> dict[str, float]:
-    """Session -> its latency in seconds, of the completed sessions of a cell."""
+    """Return session -> its latency in seconds, of the completed sessions of a cell."""
     columns = ["cell", "session_id", "latency_s"]
     table = read_table(run, "sessions", columns=columns, filters=[("cell", "=", cell)])
     known = table[table["latency_s"].notna()]
@@ -90,7 +90,9 @@ def latencies(run: Path, cell: int) -> dict[str, float]:
 
 
 def difference(left: float, right: float) -> float:
-    """Relative to the left one; without bound if that is zero or missing and the other is not."""
+    """Return the difference relative to the left value; infinite if that is zero or missing and the
+    other is not.
+    """
     if left == right or (np.isnan(left) and np.isnan(right)):
         return 0.0
     return abs(right - left) / abs(left) if left and not np.isnan(left + right) else float("inf")

@@ -40,13 +40,13 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def cells(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Its part of all cells; every cell is in exactly one of the parts."""
+        """Return this shard's part of all cells; every cell is in exactly one of the parts."""
         first = (self.number - 1) * len(cells) // self.of
         return list(cells[first : self.number * len(cells) // self.of])
 
 
 def parse_shard(text: str) -> Shard:
-    """The value of --shard; ConfigError if it is not I/N with 1 <= I <= N."""
+    """Read the value of --shard; ConfigError if it is not I/N with 1 <= I <= N."""
     number, slash, of = text.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise ConfigError(

@@ -51,13 +51,16 @@ class PublishedStudy(BaseModel):
         return self
 
     def file(self, part: str) -> Path:
-        """The experiment file of a part."""
+        """Return the experiment file of a part."""
         return self.folder / self.parts[part].experiment
 
 
 @cache
 def load_study(name: str) -> PublishedStudy:
-    """The study called ``name``. Raises ConfigError for an unknown name or a study that is not sound."""
+    """Load the study called ``name``.
+
+    Raises ConfigError for an unknown name or a study that is not sound.
+    """
     if name not in table("STUDIES"):
         raise unknown("study", name, table("STUDIES"))
     file = Path(load("STUDIES", name))

@@ -91,7 +91,7 @@ class Search:
 
     @classmethod
     def begun(cls, point: Point, system: str, ladder: Sequence[float], start: float) -> Search:
-        """A search that asks for its first rung."""
+        """Begin a search, which asks for its first rung."""
         steps = climb(ladder, start)
         return cls(point, system, ladder, steps, next(steps))
 
@@ -153,14 +153,14 @@ class CapacityStudy:
         return ladder, FIRST_LOAD * unit
 
     def task(self, search: Search, index: int, context: RunContext) -> tasks.CellTask:
-        """The cell that a search asks for."""
+        """Return the cell that a search asks for, as a task."""
         value = search.ladder[search.rung]
         cell = Cell(index, self._at(search.point, value), search.system)
         self.lab.candidates(cell)  # parameters are tuned once, whatever the number of agents
         return cell_task(self.lab_for(value), cell, context)
 
     def cell(self, search: Search, index: int) -> Cell:
-        """How progress and errors name it."""
+        """Return the cell that a search asks for, as progress and errors name it."""
         return Cell(index, self._at(search.point, search.ladder[search.rung]), search.system)
 
     def _at(self, point: Point, value: float) -> Point:
@@ -169,7 +169,7 @@ class CapacityStudy:
         return Point(*where, None, rate, point.seed, point.host_kv_gib)
 
     def lab_for(self, value: float) -> Lab:
-        """What prepares cells at a rate, or with a number of agents."""
+        """Return what prepares cells at a rate, or with a number of agents."""
         if not self.closed:
             return self.lab
         if value not in self._labs:
@@ -181,7 +181,7 @@ class CapacityStudy:
         return self._labs[value]
 
     def key(self, search: Search) -> Key:
-        """What tells the cell that a search asks for from all others."""
+        """Return what tells the cell that a search asks for from all others."""
         point = search.point
         workload = self.lab.workload(point.workload).name
         profile = deployment(point.profile)[0].name
@@ -190,7 +190,7 @@ class CapacityStudy:
         return (*where, search.system, point.seed, value)
 
     def judged(self, entry: Mapping[str, Any], index: int, folder: Path) -> Tried:
-        """A finished cell, held against the objective and against growing queues."""
+        """Hold a finished cell against the objective and against growing queues."""
         rows = partial(read_table, folder, "sessions", filters=[("cell", "=", index)])
         values = {clause.text: clause.value(entry, rows) for clause in self.slo.clauses}
         missed = [c.text for c in self.slo.clauses if not c.holds(values[c.text])]
@@ -199,7 +199,7 @@ class CapacityStudy:
         return Tried(index, sustained, unstable, missed[0] if missed else "", values, entry)
 
     def document(self, run_id: str, *, complete: bool) -> dict[str, Any]:
-        """``capacity.json``."""
+        """Return the content of ``capacity.json``."""
         scenarios: dict[tuple[Any, ...], dict[str, Any]] = {}
         for search in self.searches:
             point = search.point
@@ -272,7 +272,7 @@ class CapacityStudy:
 
 
 def for_search(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment as a search runs it: one load that stands for those the search chooses.
+    """Return the experiment as a search runs it: one load that stands for those the search chooses.
 
     Raises ConfigError for what cannot be searched.
     """

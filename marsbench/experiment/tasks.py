@@ -87,7 +87,7 @@ class CellTask:
 
 
 def rate(task: RateTask) -> float:
-    """Sessions per second of a saturated closed loop."""
+    """Return the sessions per second of a saturated closed loop."""
     sessions = enough_sessions(task.sessions, task.active)
     plan = ArrivalPlan(times_ps=None, closed_loop=task.active)
     outcome = simulate(task.setup, stock_system(), {}, sessions, plan, seed=0, engine=task.engine)
@@ -95,7 +95,7 @@ def rate(task: RateTask) -> float:
 
 
 def ideal(task: IdealTask) -> list[float | None]:
-    """Latency of each session alone; None if it cannot run."""
+    """Return the latency of each session alone, seconds; None if it cannot run."""
     return [
         latencies_s(_alone(task.setup, session, task.engine).log, [session])[0]
         for session in task.sessions
@@ -108,7 +108,7 @@ def _alone(setup: Setup, session: Session, engine: Engine | None) -> Outcome:
 
 
 def trial(task: TrialTask) -> float:
-    """Mean session latency, seconds; infinite if nothing completed."""
+    """Return the mean session latency, seconds; infinite if nothing completed."""
     return mean_latency_s(trial_latencies(task))
 
 

@@ -33,8 +33,9 @@ class Chosen:
 
 
 def resolve(name: str) -> tuple[Chosen, System]:
-    """The system behind a name; NAME-tuned and NAME-best exist for each with a parameter grid, and
-    NAME@ROUTER for each router.
+    """Return the system behind a name, and how its parameters are chosen.
+
+    NAME-tuned and NAME-best exist for each with a parameter grid, and NAME@ROUTER for each router.
     """
     plain, at, router = name.partition("@")
     names = table("SYSTEMS")
@@ -54,7 +55,7 @@ def resolve(name: str) -> tuple[Chosen, System]:
 
 
 def tunable_names() -> list[str]:
-    """The NAME-tuned and NAME-best names that exist besides the registered ones."""
+    """Return the NAME-tuned and NAME-best names that exist besides the registered ones."""
     names = table("SYSTEMS")
     derived = [
         name + suffix for name in names if system_named(name).tunable for suffix in (TUNED, BEST)
@@ -63,7 +64,7 @@ def tunable_names() -> list[str]:
 
 
 def candidates(system: System) -> list[Params]:
-    """Every combination of a system's grid, in order of the grid."""
+    """Return every combination of a system's grid, in order of the grid."""
     keys = list(system.tunable)
     values = itertools.product(*system.tunable.values())
     return [dict(zip(keys, combination, strict=True)) for combination in values]
@@ -72,7 +73,9 @@ def candidates(system: System) -> list[Params]:
 def search(
     system: System, measure: Callable[[list[Params]], list[float]]
 ) -> list[tuple[Params, float]]:
-    """Mean latencies of the grid's candidates, and of others for as long as the best is on its edge."""
+    """Measure the mean latencies of the grid's candidates, and of others for as long as the best is
+    on its edge.
+    """
     wanted = candidates(system)
     tried = list(zip(wanted, measure(wanted), strict=True))
     for _ in range(MOST_STEPS):
@@ -84,8 +87,9 @@ def search(
 
 
 def beyond(system: System, tried: Sequence[tuple[Params, float]]) -> list[Params]:
-    """The best candidate so far, moved one step further out along each parameter (and along all of
-    them) of which it has the least or the greatest value tried, unless that is the parameter's limit.
+    """Return the best candidate so far, moved one step further out along each parameter (and along
+    all of them) of which it has the least or the greatest value tried, unless that is the
+    parameter's limit.
     """
     best = pick(tried)
     moves: Params = {}
@@ -114,7 +118,7 @@ def _next(inner: float, edge: float) -> float:
 
 
 def pick(tried: Sequence[tuple[Params, float]]) -> Params:
-    """The parameters with the lowest mean session latency; the first of equals."""
+    """Return the parameters with the lowest mean session latency; the first of equals."""
     params, latency_s = min(tried, key=lambda pair: pair[1])
     if math.isinf(latency_s):
         raise ConfigError("tuning: no session of the tuning split completes with any parameters")
@@ -122,6 +126,6 @@ def pick(tried: Sequence[tuple[Params, float]]) -> Params:
 
 
 def mean_latency_s(latencies_s: Sequence[float | None]) -> float:
-    """Mean over completed sessions; infinite if none completed."""
+    """Return the mean over completed sessions; infinite if none completed."""
     done = [latency for latency in latencies_s if latency is not None]
     return sum(done) / len(done) if done else math.inf

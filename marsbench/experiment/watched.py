@@ -18,11 +18,13 @@ class WatchedParams(dict[str, float]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of any dict, and noted."""
+        """Return a value as any dict does, and note that the name was read."""
         self.read.add(name)
         return super().get(name, default)
 
     def items(self) -> Any:
-        """Whoever goes through all of them checks the names itself."""
+        """Return all items, and note all names as read: whoever goes through them checks the names
+        itself.
+        """
         self.read.update(self)
         return super().items()

@@ -67,7 +67,7 @@ class Setup:
         host_kv_gib: float = 0.0,
         replicas: int = 1,
     ) -> Setup:
-        """The deployment of one profile, tool pool, host memory and number of replicas."""
+        """Return the deployment of one profile, tool pool, host memory and number of replicas."""
         return cls(
             engine=config.engine.name,
             profile=profile,
@@ -132,7 +132,7 @@ def simulate(
 
 
 def opened(setup: Setup, engine: Engine | None = None) -> AbstractContextManager[Engine]:
-    """The engine given, left open afterwards; or the setup's own, for one use."""
+    """Return the engine given, left open afterwards; or the setup's own, for one use."""
     if engine is not None:
         return nullcontext(engine)
     return engine_kind(setup.engine).open(setup.engine_flags, Opening())
@@ -149,7 +149,7 @@ def plan_cell(
     policy_params: dict[str, float] | None = None,
     named: str = "",
 ) -> CellPlan:
-    """All that an engine must know of a cell; arguments as for ``simulate``."""
+    """Return all that an engine must know of a cell; arguments as for ``simulate``."""
     profile, cost = deployment(setup.profile)
     engine, found_params = plan_flags(setup, system, params)
     if engine.host_chunks and not engine_kind(setup.engine).has_steps:
@@ -186,7 +186,9 @@ def plan_cell(
 def plan_flags(
     setup: Setup, system: System, params: Mapping[str, Value]
 ) -> tuple[EngineConfig, dict[str, float]]:
-    """The engine flags that a system runs with on a deployment, and its policies' parameters."""
+    """Return the engine flags that a system runs with on a deployment, and its policies'
+    parameters.
+    """
     refuse_engine(system, setup.engine)
     profile, _ = deployment(setup.profile)
     flags, policy_params = split_params(system, params)
@@ -197,8 +199,8 @@ def plan_flags(
 
 
 def check_start(setup: Setup, system: System, params: Mapping[str, Value]) -> None:
-    """EngineError if the engine would not start with the flags that a system has on a deployment,
-    ConfigError if its tools cannot run beside it.
+    """Raise EngineError if the engine would not start with the flags that a system has on a
+    deployment, ConfigError if its tools cannot run beside it.
     """
     _tools(setup)
     flags, _ = plan_flags(setup, system, params)
@@ -221,7 +223,7 @@ def _identity(
 
 
 def refuse_engine(system: System, engine: str) -> None:
-    """ConfigError for a system that means nothing on an engine."""
+    """Raise ConfigError for a system that means nothing on an engine."""
     if system.engines and engine not in system.engines:
         raise ConfigError(
             f"system {system.name!r} is made of flags that engine {engine} does not have: "
@@ -230,19 +232,21 @@ def refuse_engine(system: System, engine: str) -> None:
 
 
 def on_own_engine(setup: Setup, system: System) -> Setup:
-    """The same deployment on an engine that the system means something on."""
+    """Return the same deployment on an engine that the system means something on."""
     if not system.engines or setup.engine in system.engines:
         return setup
     return dataclasses.replace(setup, engine=system.engines[0])
 
 
 def engine_flags(setup: Setup) -> Mapping[str, Value]:
-    """``engine.params`` without what only says where an engine is."""
+    """Return ``engine.params`` without what only says where an engine is."""
     return engine_kind(setup.engine).flags(setup.engine_flags)
 
 
 def in_virtual_time(setup: Setup) -> Setup:
-    """The same deployment in ``sim``, with modelled tools in place of ones that really run."""
+    """Return the same deployment in ``sim``, with modelled tools in place of ones that really
+    run.
+    """
     return dataclasses.replace(
         setup,
         engine="sim",
@@ -252,8 +256,8 @@ def in_virtual_time(setup: Setup) -> Setup:
 
 
 def for_engine(setup: Setup, engine: str, among: Sequence[str]) -> Setup:
-    """The same deployment on one of several engines, with the parameters that concern it: what says
-    where one engine's server is means nothing to the others.
+    """Return the same deployment on one of several engines, with the parameters that concern it:
+    what says where one engine's server is means nothing to the others.
     """
     given = shared = setup.engine_flags
     for name in among:
@@ -265,7 +269,7 @@ def for_engine(setup: Setup, engine: str, among: Sequence[str]) -> Setup:
 
 
 def for_ideals(setup: Setup) -> Setup:
-    """The deployment that ideal latencies are measured on."""
+    """Return the deployment that ideal latencies are measured on."""
     ideal = engine_kind(setup.engine).ideal_engine
     return dataclasses.replace(in_virtual_time(setup), engine=ideal or setup.engine)
 
@@ -289,7 +293,8 @@ def try_out(
     *,
     engine: Engine | None = None,
 ) -> float:
-    """Latency of one session of two short turns: whether a deployment and a system work at all.
+    """Return the latency of one session of two short turns: whether a deployment and a system work
+    at all.
 
     Raises ConfigError for a parameter that the system never reads.
     """
@@ -335,26 +340,26 @@ def _policies(system: System, context: PolicyContext, sessions: Sequence[Session
 
 @cache
 def deployment(profile: str) -> tuple[Profile, StepCost]:
-    """A profile and its step cost, read once: they are asked for thousands of times."""
+    """Return a profile and its step cost, read once: they are asked for thousands of times."""
     loaded = load_profile(profile)
     return loaded, loaded.step_cost()
 
 
 def assumptions(setup: Setup) -> ToolAssumptions:
-    """What is assumed about tool calls on a deployment."""
+    """Return what is assumed about tool calls on a deployment."""
     shares = {**CPU_SHARE, **setup.cpu_share}
     return ToolAssumptions(cpu_share=shares, shell_timeout_s=setup.shell_timeout_s)
 
 
 def stock_system() -> System:
-    """Stock vLLM: the yardstick of capacity and ideal latency, registered or not."""
+    """Return stock vLLM, the yardstick of capacity and ideal latency, registered or not."""
     return System(name=STOCK, summary="stock vLLM", build=stock)
 
 
 def split_params(
     system: System, params: Mapping[str, Value]
 ) -> tuple[dict[str, Flag], dict[str, float]]:
-    """Parameters that are engine flags, and parameters of the policies."""
+    """Return the parameters that are engine flags, and the parameters of the policies."""
     flags = {name: value for name, value in params.items() if name in ENGINE_FLAGS}
     rest = {name: value for name, value in params.items() if name not in ENGINE_FLAGS}
     where = f"params.{system.name}"
@@ -362,7 +367,9 @@ def split_params(
 
 
 def numbers(where: str, params: Mapping[str, Value]) -> dict[str, float]:
-    """Parameters of policies and arrival processes, which are all numbers."""
+    """Return parameters of policies and arrival processes, which are all numbers; ConfigError for
+    any other.
+    """
     found: dict[str, float] = {}
     for name, value in params.items():
         if isinstance(value, str):
@@ -378,7 +385,7 @@ _TYPES = {"int": int, "bool": bool, "str": str}
 
 
 def check_flags(where: str, flags: Mapping[str, Value]) -> dict[str, Flag]:
-    """Engine flags with the types EngineConfig wants; ConfigError names what is wrong."""
+    """Return engine flags with the types EngineConfig wants; ConfigError names what is wrong."""
     checked: dict[str, Flag] = {}
     for name, value in flags.items():
         if name not in ENGINE_FLAGS:
@@ -398,7 +405,7 @@ def check_flags(where: str, flags: Mapping[str, Value]) -> dict[str, Flag]:
 
 
 def latencies_s(log: EventLog, sessions: Sequence[Session]) -> list[float | None]:
-    """Session latency from arrival to end, in order of ``sessions``; None if it failed."""
+    """Return session latency from arrival to end, in order of ``sessions``; None if it failed."""
     rows = log.to_numpy()
     index = {session_id: k for k, session_id in enumerate(log.session_ids)}
     arrived = {int(r[2]): int(r[0]) for r in rows[rows[:, 1] == Kind.SESSION_ARRIVE]}
@@ -412,7 +419,9 @@ def latencies_s(log: EventLog, sessions: Sequence[Session]) -> list[float | None
 
 
 def system_named(name: str) -> System:
-    """A registered system or one at a dotted path; behind ``@`` the router to use instead of its own."""
+    """Return a registered system or one at a dotted path; behind ``@`` the router to use instead of
+    its own.
+    """
     plain, at, router = name.partition("@")
     system = load("SYSTEMS", plain)
     if not isinstance(system, System):

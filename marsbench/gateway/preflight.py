@@ -42,7 +42,7 @@ class ServeCheck(NamedTuple):
 
 
 def examine(settings: GatewaySettings) -> Iterator[ServeCheck]:
-    """Everything, in the order in which an operator mends it."""
+    """Check everything that serving needs, in the order in which an operator mends it."""
     yield ServeCheck("packages", "ok", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
     yield _system(settings)
     yield from _ports(settings)

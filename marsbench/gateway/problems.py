@@ -38,26 +38,28 @@ class ApiProblem(Exception):  # noqa: N818 - becomes a response, not a traceback
         self.retry_after_s = retry_after_s
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of the response."""
+        """Return the headers of the response."""
         found = [(b"content-type", b"application/json")]
         if self.retry_after_s is not None:
             found.append((b"retry-after", str(max(1, round(self.retry_after_s))).encode()))
         return found
 
     def body(self) -> bytes:
-        """JSON of the response."""
+        """Return the JSON body of the response."""
         return error_body(self.status, self.message, self.code)
 
 
 def error_body(status: int, message: str, code: str = "") -> bytes:
-    """``{"error": {...}}`` as the OpenAI API writes it."""
+    """Return ``{"error": {...}}`` as the OpenAI API writes it."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": None, "code": code or None}
     return msgspec.json.encode({"error": error})
 
 
 def as_openai(status: int, body: bytes) -> bytes:
-    """A backend's error body, unchanged if it is OpenAI-style already, else wrapped into one."""
+    """Return a backend's error body, unchanged if it is OpenAI-style already, else wrapped into
+    one.
+    """
     try:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

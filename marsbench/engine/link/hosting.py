@@ -24,7 +24,7 @@ class Host(Protocol):
     """A scheduler with policies of ours."""
 
     def context(self, base: PolicyContext) -> PolicyContext:
-        """What the profile says, with the engine's own sizes."""
+        """Return what the profile says of the deployment, with the engine's own sizes."""
         ...
 
     def install(self, policies: Policies) -> None:
@@ -32,15 +32,15 @@ class Host(Protocol):
         ...
 
     def session_ended(self, session: int) -> None:
-        """No further turn of a session will come."""
+        """Let go of what the engine keeps for a session, since no further turn of it will come."""
         ...
 
     def idle(self) -> bool:
-        """Nothing waits, nothing runs."""
+        """Whether nothing waits and nothing runs in the engine."""
         ...
 
     def sizes(self) -> Sizes:
-        """The KV cache and the queues now."""
+        """Return the state of the KV cache and of the queues now."""
         ...
 
 
@@ -94,7 +94,9 @@ class Hosted:
     def describe(
         self, key: str, name: str | None, hints: Mapping[str, Any], prompt_tokens: int
     ) -> TurnInfo:
-        """What a request says of its session. One that names none is a session of one turn."""
+        """Return what a request says of its session. A request that names none is a session of one
+        turn.
+        """
         if name is None and hints.get("marsbench_session") is not None:
             name = str(hints["marsbench_session"])
         tools = tuple(str(tool) for tool in hints.get("marsbench_tools", ()))
@@ -107,7 +109,7 @@ class Hosted:
         return TurnInfo(known.index, turn_index, known.arrival_s, now_s, tools, is_last)
 
     def admitted(self, key: str, info: TurnInfo, cached: int, uncached: int) -> None:
-        """A waiting turn got memory, for the first time or again."""
+        """Report that a waiting turn got memory, for the first time or again."""
         resumed = key in self.cached
         self.cached.setdefault(key, cached)
         if not resumed:
@@ -116,21 +118,21 @@ class Hosted:
         self._tell(kind, info.session, info.turn_index, cached, uncached)
 
     def preempted(self, info: TurnInfo, lost_tokens: int, blocks: int) -> None:
-        """A running turn lost its memory."""
+        """Report that a running turn lost its memory."""
         self._tell(Kind.GPU_PREEMPT, info.session, info.turn_index, lost_tokens, blocks)
 
     def first_token(self, key: str) -> None:
-        """A turn in ``tokenless`` has its first token."""
+        """Report that a turn in ``tokenless`` has its first token."""
         info = self.tokenless.pop(key)
         self._tell(Kind.GPU_FIRST_TOKEN, info.session, info.turn_index)
 
     def over(self, key: str) -> int:
-        """A turn leaves the engine: forget it; its first prefix hit, tokens."""
+        """Forget a turn that leaves the engine; returns its first prefix hit, tokens."""
         self.tokenless.pop(key, None)
         return self.cached.pop(key, 0)
 
     def ended(self, info: TurnInfo, generated: int, prompt_tokens: int, cached: int) -> None:
-        """A turn is over, and what was kept of it is kept."""
+        """Report that a turn is over; the last turn of a session ends the session too."""
         tools, uncached = len(info.tool_names), prompt_tokens - cached
         counts = (generated, cached, uncached, 0, tools, int(info.is_last))
         self._tell(Kind.GPU_END, info.session, info.turn_index, *counts)
@@ -160,7 +162,7 @@ class Hosted:
         self.link.flush(self._host.sizes, now=now)
 
     def close(self) -> None:
-        """The server ends."""
+        """Stop listening and telling, because the server ends."""
         self.link.close()
 
     def _tell(self, kind: Kind, session: int, turn: int, *args: int) -> None:

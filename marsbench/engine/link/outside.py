@@ -34,17 +34,17 @@ class Ear(Protocol):
     """Takes in what the scheduler says the engine does. A live core is one."""
 
     def idle(self) -> bool:
-        """Nothing is in the engine."""
+        """Whether nothing is in the engine."""
         ...
 
     def engine_event(
         self, kind: Kind, session: int, turn: int, at_ps: int, args: tuple[int, ...]
     ) -> None:
-        """Something happened inside the engine, by the driver's clock."""
+        """Hear what happened inside the engine, timed by the driver's clock."""
         ...
 
     def engine_state(self, state: EngineState | None) -> None:
-        """The KV cache and the queues are so now; None if they are not known any more."""
+        """Hear the state of the KV cache and of the queues; None if it is not known any more."""
         ...
 
 
@@ -85,13 +85,13 @@ class OutsideLink:
         """Events of the engine in this run."""
 
     def name(self, session: int) -> str:
-        """What requests call a session."""
+        """Return the name by which requests call a session."""
         return f"{self._salt}/{session}"
 
     def begin(
         self, *, salt: str, states: Sequence[SessionState], ear: Ear, now_ps: Callable[[], int]
     ) -> None:
-        """A new run: the scheduler forgets what it knew of the last one."""
+        """Begin a new run, for which the scheduler forgets what it knew of the last one."""
         self._inlet.poll()  # what is left of the last run
         self._salt, self._states, self._ear, self._now_ps = salt, states, ear, now_ps
         self._outlet.begin()
@@ -133,13 +133,13 @@ class OutsideLink:
         self._listen_for_silence(now_ps)
 
     async def keep_up(self) -> None:
-        """Pump again and again until the task is cancelled."""
+        """Pump messages again and again until the task is cancelled."""
         while True:
             self.pump()
             await asyncio.sleep(PUMP_S)
 
     def report(self) -> dict[str, Any]:
-        """What the cell's entry in ``summary.json`` says of the link."""
+        """Return what the cell's entry in ``summary.json`` says of the link."""
         return {
             "engine_events": self.heard,
             "lost_messages": self._inlet.lost - self._lost_before,

@@ -114,7 +114,7 @@ class Roster:
         return known, turn
 
     def tools_started(self, index: int, turn: int, names: tuple[str, ...]) -> None:
-        """A turn has ended, and its tools run, as far as the engine can tell."""
+        """Tell policies that a turn has ended and its tools run, as far as the engine can know."""
         known = self._by_index.get(index)
         if known is None:
             return
@@ -124,7 +124,7 @@ class Roster:
                 self._say(Kind.TOOL_START, index, turn, call, (0, 0, 0, 0), name)
 
     def ended(self, index: int) -> None:
-        """No further turn of a session will come."""
+        """Tell policies that a session is over: no further turn of it will come."""
         known = self._by_index.get(index)
         if known is not None:
             self._end(known, self._now_ps(), (0,))

@@ -40,7 +40,7 @@ class Outlet:
                 Path(address.removeprefix("ipc://")).chmod(0o600)
 
     def begin(self) -> None:
-        """What is sent from now on belongs to a new run."""
+        """Begin a new run: what is sent from now on belongs to it."""
         self.boot = secrets.token_hex(8)
         self.seq = 0
 
@@ -90,7 +90,9 @@ class Inlet:
             raise ConfigError(f"event stream {address!r}: cannot connect: {error}") from error
 
     def poll(self) -> list[Message]:
-        """Messages that have come, in order; never waits, never raises for what came."""
+        """Return the messages that have come, in order. It never waits and never raises for what
+        came.
+        """
         found: list[Message] = []
         if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return found  # cheaper to ask than to be told by an exception
@@ -141,16 +143,16 @@ class RemoteClock:
         self._offset_ps: int | None = None
 
     def seen(self, remote_ps: int, here_ps: int) -> None:
-        """A message of this time has just come."""
+        """Learn from a message that has just come how far the other's clock is from ours."""
         offset_ps = here_ps - remote_ps
         if self._offset_ps is None or offset_ps < self._offset_ps:
             self._offset_ps = offset_ps
 
     def here(self, remote_ps: int, now_ps: int) -> int:
-        """A time of the other's clock on ours, not after now."""
+        """Convert a past time of the other's clock to ours; the result is never after ``now_ps``."""
         return min(now_ps, self.later(remote_ps))
 
     def later(self, remote_ps: int) -> int:
-        """A time to come of the other's clock on ours."""
+        """Convert a time of the other's clock that is still to come to ours."""
         assert self._offset_ps is not None, "no message has been seen"
         return remote_ps + self._offset_ps

@@ -118,7 +118,7 @@ _DECODER = msgspec.msgpack.Decoder(Message)
 
 
 def wire_event(event: Event, session_id: str) -> WireEvent:
-    """An event as it is sent."""
+    """Return the message that carries an event."""
     return WireEvent(
         to_ps(event.time_s),
         int(event.kind),
@@ -133,7 +133,7 @@ def wire_event(event: Event, session_id: str) -> WireEvent:
 
 
 def wire_session(state: Streamed, session_id: str) -> WireSession:
-    """A session as it is sent."""
+    """Return the message that carries what is known of a session."""
     return WireSession(
         state.session,
         session_id,
@@ -148,12 +148,12 @@ def wire_session(state: Streamed, session_id: str) -> WireSession:
 
 
 def encode(message: Message) -> list[bytes]:
-    """A message as ZeroMQ parts."""
+    """Pack a message into the parts that ZeroMQ sends."""
     return [TOPIC, _ENCODER.encode(message)]
 
 
 def decode(parts: list[bytes]) -> Message:
-    """A message from ZeroMQ parts; EngineError if it is of another version or damaged."""
+    """Unpack a message from ZeroMQ parts; EngineError if it is of another version or damaged."""
     if len(parts) != 2 or not parts[0].startswith(TOPIC_PREFIX):
         raise EngineError("event stream: not a message of marsbench")
     if parts[0] != TOPIC:

@@ -77,7 +77,7 @@ class Prompts:
         context[start : start + count] = token_ids[:count]
 
     def forget(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session's prompt, since no further turn of this session will come."""
         self._contexts.pop(session, None)
 
     def _draw(self, stream: str, start: int, stop: int) -> Ids:

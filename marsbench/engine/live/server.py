@@ -53,7 +53,7 @@ class ServerCommand:
 
 
 def free_port() -> int:
-    """A port nobody listens on now, and that no system hands out by itself meanwhile.
+    """Return a port on which nobody listens now and that no system hands out by itself meanwhile.
 
     A server may take a minute until it binds its port. Ports that the system gives to connections
     and to those who ask for any (32,768 and up on Linux, 49,152 elsewhere) are often gone by then.

@@ -68,8 +68,8 @@ class RunningTools:
         return len(self._tasks)
 
     def busy_core_ps(self, now_ps: int) -> int:
-        """CPU time of the calls that have ended, core-picoseconds; what running ones use is counted
-        when they end.
+        """Return the CPU time of the calls that have ended, core-picoseconds. What running calls
+        use is counted when they end.
         """
         return self._busy_core_ps
 
@@ -124,7 +124,7 @@ class ModelledTools:
         return self._model.running + len(self._ended)
 
     def busy_core_ps(self, now_ps: int) -> int:
-        """Core time used up to now, core-picoseconds."""
+        """Return the core time used up to now, core-picoseconds."""
         return self._model.busy_core_ps(self._forward(now_ps))
 
     def _forward(self, now_ps: int) -> int:

@@ -32,7 +32,9 @@ class VirtualClock:
     monotonic_ns = perf_counter_ns = process_time_ns = thread_time_ns = time_ns
 
     def sleep(self, seconds: float) -> None:
-        """Nothing waits in virtual time; a helper thread waits as it always did."""
+        """Return at once, since nothing waits in virtual time; a helper thread waits as it always
+        did.
+        """
         if threading.get_ident() != self._thread:
             time.sleep(seconds)  # a real thread: only the core's own has virtual time
 
@@ -81,7 +83,7 @@ def _is_told(value: Any) -> bool:
 
 
 def leaks() -> list[str]:
-    """Modules of SGLang that still see the machine's clock."""
+    """Return the modules of SGLang that still see the machine's clock."""
     return sorted(
         name
         for name, module in list(sys.modules.items())

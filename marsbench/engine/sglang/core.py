@@ -67,7 +67,7 @@ class SglangCore:
     # ---- EngineCore
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """Whether SGLang would grant the answer its length with nothing else there."""
+        """Whether SGLang would grant the answer its whole length if nothing else were there."""
         page = self.config.block_size
         pool = self._scheduler.max_total_num_tokens - -(-prompt_tokens // page) * page - page - 1
         return bool(output_tokens <= min(pool, self._scheduler.max_req_len - prompt_tokens - 1))
@@ -114,15 +114,15 @@ class SglangCore:
                 self._scheduler.tree_cache.release_radix_session(str(session))
 
     def cached_blocks(self) -> int:
-        """Unreferenced blocks with reusable content."""
+        """Return how many blocks hold reusable content and are referenced by nobody."""
         return int(self._scheduler.tree_cache.evictable_size()) // self.config.block_size
 
     def idle(self) -> bool:
-        """Nothing waits, nothing runs."""
+        """Whether nothing waits and nothing runs."""
         return not self._turns
 
     def check_integrity(self) -> None:
-        """The books balance, SGLang's tree is sound, and nothing is locked for nobody."""
+        """Assert that the books balance, SGLang's tree is sound, and nothing is locked for nobody."""
         self.check_books()
         tree = self._scheduler.tree_cache
         with self._runtime.active():
@@ -135,7 +135,9 @@ class SglangCore:
         )
 
     def check_books(self) -> None:
-        """Every token of the pool is free, evictable, protected, or one running turn's own."""
+        """Assert that every token of the pool is free, evictable, protected, or one running turn's
+        own.
+        """
         scheduler, tree = self._scheduler, self._scheduler.tree_cache
         with self._runtime.active():
             own, _ = scheduler.invariant_checker._get_total_uncached_sizes()  # noqa: SLF001
@@ -261,11 +263,11 @@ class SglangCore:
     # ---- what the scheduler tells (its ``TurnHost``)
 
     def next_token(self, request: Any) -> int:
-        """The token the turn was recorded with."""
+        """Return the token with which the turn was recorded."""
         return self._turns[request.rid].output[len(request.output_ids)]
 
     def requeued(self, request: Any) -> None:
-        """A turn that ran goes back to the waiting queue."""
+        """Note that a request goes to the waiting queue; one that ran has been preempted."""
         turn = self._turns.records.get(request.rid)
         if turn is not None and turn.admitted:
             held = self._hooks.turns[request.rid]

@@ -34,27 +34,27 @@ class Counters:
         }
 
     def pinned(self) -> None:
-        """A context is kept."""
+        """Count a context that is kept."""
         if self._metrics:
             self._metrics["pinned"].inc()
 
     def unpinned(self, reason: Unpin) -> None:
-        """A kept context was given up."""
+        """Count a kept context that was given up."""
         if self._metrics:
             self._metrics["unpinned"].labels(reason.name.lower()).inc()
 
     def retracted(self) -> None:
-        """A running turn lost its memory."""
+        """Count a running turn that lost its memory."""
         if self._metrics:
             self._metrics["retracted"].inc()
 
     def ended(self, *, aborted: bool) -> None:
-        """A turn left the engine."""
+        """Count a turn that left the engine."""
         if self._metrics:
             self._metrics["ended"].labels("aborted" if aborted else "finished").inc()
 
     def holds(self, blocks: int) -> None:
-        """So many blocks are held by kept contexts alone."""
+        """Set how many blocks are held by kept contexts alone."""
         if self._metrics and blocks != self._held:
             self._held = blocks
             self._metrics["held"].set(blocks)

@@ -69,7 +69,7 @@ def look_into(python: Path) -> Found:
 
 
 def check(config: EngineConfig, engine: str) -> None:
-    """EngineError for flags that SGLang has nothing for, in the name of an engine of ours."""
+    """Raise EngineError for flags that SGLang has nothing for, in the name of an engine of ours."""
     if config.host_chunks:
         raise EngineError(
             f"engine {engine}: SGLang's host tier is not wired up here, so KV that leaves the GPU is "
@@ -81,7 +81,9 @@ def check(config: EngineConfig, engine: str) -> None:
 
 
 def server_fields(config: EngineConfig) -> dict[str, Flag]:
-    """Fields of SGLang's ServerArgs that say what ``config`` says; all others are its defaults."""
+    """Return the fields of SGLang's ServerArgs that say what ``config`` says. All others keep their
+    defaults.
+    """
     priority = config.policy == "priority"
     tlru = config.radix_eviction_policy == "tlru"
     chunk = config.max_num_batched_tokens
@@ -112,7 +114,7 @@ def server_fields(config: EngineConfig) -> dict[str, Flag]:
 
 
 def command_line(given: Mapping[str, Flag]) -> list[str]:
-    """The same as words of ``python -m sglang.launch_server``."""
+    """Write fields of ServerArgs as words of ``python -m sglang.launch_server``."""
     words: list[str] = []
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")

@@ -105,7 +105,7 @@ class Hooks:
     # ---- a turn's life, told by whoever runs the scheduler
 
     def submitted(self, request: Any) -> EngineTurn:
-        """A request is in the waiting queue."""
+        """Take in a request that is in the waiting queue now."""
         info = self.host.describe(request)
         turn = self.turns.add(request.rid, request, info, len(request.origin_input_ids))
         self.book.returned(info.session)
@@ -113,20 +113,20 @@ class Hooks:
         return turn
 
     def admitted(self, request: Any) -> None:
-        """A request is in a prefill batch for the first time, or again."""
+        """Note that a request is in a prefill batch, for the first time or again."""
         self.running[request.rid] = request
         self._pinned = -1
         self.book.drop(self.turns[request.rid].session, self.host.now_ps(), Unpin.RETURN)
 
     def retracted(self, request: Any) -> None:
-        """A running request lost its memory."""
+        """Note that a running request lost its memory."""
         del self.running[request.rid]
         self.turns[request.rid].computed_tokens = 0
         self._pinned = -1
         self._changed()
 
     def finished(self, request: Any, *, aborted: bool = False) -> None:
-        """A request is over and its KV is in the tree."""
+        """Note that a request is over and its KV is in the tree."""
         turn, info = self.turns.pop(request.rid)
         self.running.pop(request.rid, None)
         self._pinned = -1
@@ -144,7 +144,7 @@ class Hooks:
             self._pinned = -1
 
     def session_ended(self, session: int) -> None:
-        """No further turn will come: drop its pin."""
+        """Drop a session's pin, since no further turn will come."""
         if self.book.drop(session, self.host.now_ps(), Unpin.END):
             self._gave_up()
 
@@ -235,7 +235,7 @@ class Hooks:
         return reclaimed and self._gave_up()
 
     def victims(self, requests: list[Any]) -> list[int]:
-        """Indices of running requests, the last one to lose its memory first."""
+        """Return the indices of running requests, the last one to lose its memory first."""
         now_s = to_s(self.now_ps)
         turns = [self.turns[request.rid] for request in requests]
         keys = [self.order.victim_key(turn, self.view, now_s) for turn in turns]
@@ -361,7 +361,7 @@ def _choose_victims() -> None:
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
-    """Have one object's method go through ``around(method, *args)``; what undoes it."""
+    """Make one object's method go through ``around(method, *args)``; returns what undoes it."""
     method = getattr(owner, name, None)
     if method is None:
         raise EngineError(

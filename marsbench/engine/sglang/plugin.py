@@ -30,13 +30,13 @@ TARGET = f"{MODULE}.Scheduler"
 
 
 def switched_on() -> bool:
-    """Whether the plug-in is to do anything."""
+    """Whether the plug-in was told to do anything."""
     given = os.environ.get(VARIABLE)
     return bool(os.environ.get("MARSBENCH_SYSTEM")) if given is None else bool(given)
 
 
 def options() -> ServedOptions:
-    """What the plug-in was told; ConfigError for what cannot work."""
+    """Return what the plug-in was told; ConfigError for what cannot work."""
     try:
         given = json.loads(os.environ.get(VARIABLE) or "{}")
     except ValueError as error:
@@ -48,8 +48,11 @@ def options() -> ServedOptions:
 
 
 def activate() -> None:
-    """SGLang calls this in each of its processes, the one that reads the command line first: what
-    cannot work ends it there. In a scheduler's process, ours takes the place of SGLang's.
+    """Put our scheduler in the place of SGLang's.
+
+    SGLang calls this in each of its processes. The one that reads the command line is the first:
+    there a configuration that cannot work ends the server. In a scheduler's process the class is
+    replaced.
     """
     if not switched_on():
         return

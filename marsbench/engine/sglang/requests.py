@@ -28,7 +28,7 @@ class SglangRequestFactory:
         self._made = 0
 
     def make(self, turn: Request) -> tuple[TokenizedGenerateReqInput, list[int]]:
-        """The request and the tokens the model will answer."""
+        """Make the request of a turn; returns it with the tokens that the model will answer."""
         content = self._streams.compose(turn)
         sampling = SamplingParams(max_new_tokens=None, stop_token_ids=[STOP])
         sampling.normalize(None)
@@ -52,5 +52,5 @@ class SglangRequestFactory:
         return request, [*content.output[:-1], STOP]
 
     def forget(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session's context, since no further turn of this session will come."""
         self._streams.forget(session)

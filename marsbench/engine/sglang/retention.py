@@ -21,7 +21,7 @@ class Path(NamedTuple):
 
 
 def releaser(scheduler: Any) -> Callable[[Path], None]:
-    """How a pin's lock is dropped; whoever waits for memory is asked again."""
+    """Return the function that drops a pin's lock; whoever waits for memory is asked again then."""
 
     def release(path: Path) -> None:
         scheduler.tree_cache.unlock(path.lock)
@@ -40,7 +40,7 @@ def retain(
     is_last: bool,
     now_ps: int,
 ) -> None:
-    """Lock what the tree has of a finished turn's context if the policy says so."""
+    """Lock what the tree has of a finished turn's context, if the policy says so."""
     node, tokens = _end_of(scheduler.tree_cache, request)
     blocks = tokens // int(scheduler.page_size)
     until_ps = book.keep_until(turn, tool_names, is_last, blocks, now_ps)
@@ -51,7 +51,7 @@ def retain(
 
 
 def only_pinned(pins: Sequence[Pin[Path]], scheduler: Any, running: Iterable[Any]) -> int:
-    """Blocks that nothing but pins hold, each counted once."""
+    """Count the blocks that nothing but pins hold, each of them once."""
     if not pins:
         return 0
     page = int(scheduler.page_size)
@@ -72,7 +72,7 @@ def yielding(
     view: EngineView,
     now_ps: int,
 ) -> int:
-    """Blocks of the pins that would be given up for a waiting turn."""
+    """Count the blocks of the pins that would be given up for a waiting turn."""
     now_s = to_s(now_ps)
     others = (pin for pin in pins if pin.session != waiting.session)
     return sum(p.num_blocks for p in others if policy.yields_to(p, waiting, view, now_s))

@@ -46,7 +46,7 @@ VOCABULARY = 1 << 62
 
 
 def installed_version() -> str | None:
-    """Version of the installed SGLang; None if there is none."""
+    """Return the version of the installed SGLang; None if there is none."""
     try:
         return metadata.version("sglang")
     except metadata.PackageNotFoundError:
@@ -54,7 +54,9 @@ def installed_version() -> str | None:
 
 
 def require_sglang(who: str = "engine sglang-core") -> str:
-    """The installed version, or an EngineError that says what to install, in the name of ``who``."""
+    """Return the installed version; EngineError that says what to install, in the name of ``who``,
+    if it is none of those supported.
+    """
     version = installed_version()
     if version is None:
         raise EngineError(
@@ -71,8 +73,8 @@ def require_sglang(who: str = "engine sglang-core") -> str:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Around every use of SGLang that builds something: its CPU platform, no downloads, one
-    architecture, no chatter about kernels that never run here.
+    """Set the environment for a block that builds something of SGLang: its CPU platform, no
+    downloads, one architecture, no chatter about kernels that never run here.
     """
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "marsbench.engine.sglang.models")
@@ -89,7 +91,7 @@ def quietly() -> Iterator[None]:
 
 
 def server_arguments(config: EngineConfig, model: str) -> Any:
-    """SGLang's ServerArgs for the flags of an engine."""
+    """Return SGLang's ServerArgs for the flags of an engine."""
     from sglang.srt.server_args import ServerArgs
 
     return ServerArgs(
@@ -129,7 +131,9 @@ class Runtime:
         install()
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
-        """Whatever is asked of the scheduler is asked inside: its configuration holds there."""
+        """Return the context in which the scheduler is to be asked anything, because its
+        configuration holds only there.
+        """
         manager: contextlib.AbstractContextManager[Any] = self._use_context(self.context)
         return manager
 
@@ -167,7 +171,9 @@ def _folder() -> Iterator[str]:
 
 
 def build(config: EngineConfig) -> Runtime:
-    """SGLang's scheduler over the KV cache of ``config``; EngineError if it refuses the flags."""
+    """Build SGLang's scheduler over the KV cache of ``config``; EngineError if it refuses the
+    flags.
+    """
     with quietly():
         try:
             importlib.import_module("sglang.srt.managers.scheduler")

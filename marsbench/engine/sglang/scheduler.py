@@ -19,15 +19,15 @@ class TurnHost(Protocol):
     """Who drives the scheduler."""
 
     def next_token(self, request: Req) -> int:
-        """What the model would answer next."""
+        """Return the token that the model would answer next."""
         ...
 
     def requeued(self, request: Req) -> None:
-        """A request goes to the waiting queue: a new one, or one that was retracted."""
+        """Hear that a request goes to the waiting queue: a new one, or one that was retracted."""
         ...
 
     def evicted(self, num_tokens: int) -> None:
-        """So many tokens of the cache were dropped."""
+        """Hear that so many tokens of the cache were dropped."""
         ...
 
 
@@ -35,7 +35,7 @@ class NoClient(SchedulerOutputStreamer):
     """Nobody reads the answers."""
 
     def stream_output(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is sent."""
+        """Send nothing: there is no client."""
 
 
 class EmbeddedScheduler(Scheduler):
@@ -44,7 +44,7 @@ class EmbeddedScheduler(Scheduler):
     host: TurnHost
 
     def init_ipc_channels(self, port_args: Any) -> None:
-        """No sockets: requests come by call, answers go nowhere."""
+        """Open no sockets: requests come by call, and answers go nowhere."""
         self.ipc_channels = SchedulerIpcChannels(
             recv_from_tokenizer=None,
             recv_from_rpc=None,
@@ -56,7 +56,7 @@ class EmbeddedScheduler(Scheduler):
         self.recv_from_tokenizer = None
 
     def drive_by(self, host: TurnHost) -> None:
-        """Ready to be driven; only before the first request."""
+        """Set the host that drives this scheduler; only before the first request."""
         self.host = host
         self.model_worker.forward_batch_generation = self._answer
         told = self.tree_cache.update_eviction_metrics

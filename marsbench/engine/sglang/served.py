@@ -103,7 +103,7 @@ class ServedSglangScheduler(Scheduler):
     # ---- a turn's life
 
     def ingest_requests(self, *args: Any, **kwargs: Any) -> Any:
-        """The first thing in each round of the parent's loop."""
+        """Take in messages before requests: the parent's loop calls this first in each round."""
         self.hosted.poll()
         return super().ingest_requests(*args, **kwargs)
 
@@ -168,7 +168,7 @@ class ServedSglangScheduler(Scheduler):
         hosted.flush(now=not len(hooks.turns))
 
     def send_abort_output(self, abort_req: Any, req: Any) -> None:
-        """Every request that ends outside of a batch passes here."""
+        """Note a request that ends outside of a batch: all of them pass here."""
         super().send_abort_output(abort_req, req)
         if req.rid in self._hooks.turns:
             self._over(req, aborted=True)
@@ -187,7 +187,9 @@ class ServedSglangScheduler(Scheduler):
     # ---- around the turns
 
     def on_idle(self) -> None:
-        """The parent's loop comes here again and again while nothing runs."""
+        """Keep up with the link while nothing runs: the parent's loop comes here again and again
+        then.
+        """
         if len(self._hooks.turns) and self.is_fully_idle():
             self._forget_lost()
         self.counters.holds(self._hooks.view.pinned_blocks)
@@ -201,7 +203,9 @@ class ServedSglangScheduler(Scheduler):
             self._over(request, aborted=True)
 
     def flush_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """Pins lock parts of the tree, of which nothing is left afterwards."""
+        """Drop all pins before the cache is flushed: they lock parts of the tree, of which nothing
+        is left.
+        """
         if self.is_fully_idle(ignore_waiting=self._engine_paused):
             self._hooks.drop_pins(Unpin.PRESSURE)
         return super().flush_cache(*args, **kwargs)
@@ -214,7 +218,7 @@ class ServedSglangScheduler(Scheduler):
 
 
 def check(server_args: Any) -> None:
-    """EngineError for a server in which the policies would not do what they say."""
+    """Raise EngineError for a server in which the policies would not do what they say."""
     for name in ALONE:
         if getattr(server_args, name) != 1:
             raise EngineError(

@@ -11,8 +11,10 @@ from marsbench.scheduler.base import TurnView
 
 
 def turn_book(page_size: int) -> TurnBook[Any]:
-    """A book of the turns in a scheduler. How many tokens of a turn have KV is not told by SGLang's
-    request: whoever runs the scheduler keeps ``computed_tokens`` up.
+    """Make a book of the turns in a scheduler.
+
+    How many tokens of a turn have KV is not told by SGLang's request: whoever runs the scheduler
+    keeps ``computed_tokens`` up to date.
     """
 
     def refresh(turn: EngineTurn, request: Any) -> None:
@@ -68,7 +70,7 @@ class SglangView:
         return self._turns[request.rid]
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Hit of a waiting turn if it were scheduled now.
+        """Return the hit of a waiting turn, tokens, if it were scheduled now.
 
         Looking marks what is found as used, as SGLang does itself for every waiting request before
         each prefill.

@@ -95,12 +95,14 @@ class SimBatch:
         return not (self.waiting or loaded)
 
     def changed(self) -> None:
-        """A turn was submitted, preempted or finished."""
+        """Note that a turn was submitted, preempted or finished."""
         self.freed()
         self.pins.dirty = True
 
     def freed(self) -> None:
-        """Blocks became free, or the queue changed."""
+        """Note that blocks became free or the queue changed, so that waiting turns are looked at
+        again.
+        """
         self.stuck = False
         self.order.dirty = True
 
@@ -112,7 +114,9 @@ class SimBatch:
         self.stuck = False
 
     def hit_blocks(self, turn: SimTurn) -> tuple[int, int]:
-        """Cached leading blocks of a waiting turn, and how many of them are unreferenced."""
+        """Return how many leading blocks of a waiting turn are cached, and how many of them are
+        unreferenced.
+        """
         size = self.config.block_size
         if turn.num_preemptions and turn.cached >= 0:
             limit = (turn.prompt_tokens + turn.generated - 1) // size
@@ -123,8 +127,10 @@ class SimBatch:
     # --- a step ----------------------------------------------------------------------------
 
     def schedule(self, now_ps: int) -> tuple[Chunks, list[SimTurn], list[SimTurn]]:
-        """Compose a step that starts now: its prefill chunks, the turns it preempted, and those
-        that decode but got no token of it. All other decoding turns run in it.
+        """Compose the step that starts now.
+
+        Returns its prefill chunks, the turns it preempted, and those that decode but got no token
+        of it. All other decoding turns run in it.
         """
         config = self.config
         threshold = config.long_prefill_token_threshold
@@ -338,18 +344,18 @@ class SimBatch:
         self.stuck = bool(self.waiting) and budget > 0
 
     def start(self, turn: SimTurn, hit: int, count: int, now_ps: int) -> None:
-        """First chunk of a turn that enters the batch with ``hit`` cached blocks."""
+        """Run the first chunk of a turn that enters the batch with ``hit`` cached blocks."""
         self.adopt(turn, hit, now_ps)
         self.enter(turn, count, now_ps)
 
     def adopt(self, turn: SimTurn, hit: int, now_ps: int) -> None:
-        """A waiting turn takes its cached blocks."""
+        """Give a waiting turn its cached blocks."""
         self.pins.drop(turn.session, now_ps, Unpin.RETURN)
         self.kv.touch(turn.holding, turn.prefix_id, hit)
         turn.computed = hit * self.config.block_size
 
     def enter(self, turn: SimTurn, count: int, now_ps: int) -> None:
-        """First chunk of a turn that enters the batch with the tokens it has."""
+        """Run the first chunk of a turn that enters the batch with the tokens it has."""
         request = self.requests[turn]
         size = self.config.block_size
         cached = turn.computed

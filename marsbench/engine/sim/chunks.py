@@ -35,11 +35,11 @@ class Ranges:
         self.items = kept
 
     def inside(self, lo: int, hi: int) -> list[tuple[int, int]]:
-        """The parts of ``lo..hi-1`` that are in the set."""
+        """Return the parts of ``lo..hi-1`` that are in the set."""
         return [(max(a, lo), min(b, hi)) for a, b in self.items if a < hi and b > lo]
 
     def outside(self, lo: int, hi: int) -> list[tuple[int, int]]:
-        """The parts of ``lo..hi-1`` that are not in the set."""
+        """Return the parts of ``lo..hi-1`` that are not in the set."""
         missing: list[tuple[int, int]] = []
         for a, b in self.inside(lo, hi):
             if lo < a:
@@ -77,7 +77,7 @@ class Stream:
         """Disjoint, in ascending order."""
 
     def overlapping(self, lo: int, hi: int) -> list[ChunkRun]:
-        """The runs that have a chunk in ``lo..hi-1``, in ascending order."""
+        """Return the runs that have a chunk in ``lo..hi-1``, in ascending order."""
         runs = self.runs
         first = bisect_right(runs, lo, key=_hi)
         last = first
@@ -86,7 +86,7 @@ class Stream:
         return runs[first:last]
 
     def content(self, index: int) -> tuple[int, int]:
-        """What tells chunk ``index`` apart from every other content there ever was."""
+        """Return what tells chunk ``index`` apart from every other content there ever was."""
         return self.contents[bisect_right(self.contents, index, key=_first) - 1][1], index
 
     def insert(self, run: ChunkRun) -> None:
@@ -183,7 +183,7 @@ class RunList:
 
 
 def exact(stream: Stream, lo: int, hi: int) -> list[ChunkRun]:
-    """The runs in ``lo..hi-1``, cut so that none reaches beyond."""
+    """Return the runs in ``lo..hi-1``, cut so that none reaches beyond."""
     for run in stream.overlapping(lo, hi):
         if run.lo < lo:
             RunList.cut(run, lo)

@@ -80,11 +80,11 @@ class SimCore:
             self._offload.session_ended(session)
 
     def cached_blocks(self) -> int:
-        """Unreferenced blocks with reusable content."""
+        """Return how many blocks hold reusable content and are referenced by nobody."""
         return self.kv.cached
 
     def idle(self) -> bool:
-        """True if nothing waits, nothing runs and nothing is copied."""
+        """Whether nothing waits, nothing runs and nothing is copied."""
         if self._offload is not None and (self._offload.busy or self.batch.loading):
             return False
         return not self.running and not self.waiting
@@ -156,7 +156,7 @@ class SimCore:
     # --- one of several replicas -----------------------------------------------------------
 
     def joins(self, other: ReplicaCore) -> None:
-        """Content is known by session, prefix and position everywhere."""
+        """Do nothing: content is known by session, prefix and position everywhere."""
         assert self._offload is None, "replicas with host memory are not modelled"
 
     def quiet_until_ps(self, now_ps: int) -> int:
@@ -212,7 +212,7 @@ class SimCore:
         ]
 
     def lost_blocks(self) -> int:
-        """All but the empty ones."""
+        """Return how many blocks have content: all but the empty ones."""
         return self.kv.num_blocks - self.kv.plain
 
     # --- jumping over quiet steps ----------------------------------------------------------

@@ -52,7 +52,7 @@ class Decoding:
         return self.last_steps.pop(turn)
 
     def next_finish(self) -> int:
-        """The step in which the next turn ends; there must be one."""
+        """Return the step in which the next turn ends; there must be one."""
         heap = self.finishes
         while True:
             step, _, turn = heap[0]
@@ -72,7 +72,7 @@ class Decoding:
         return done
 
     def blocks_over(self, step: int, steps: int) -> int:
-        """New blocks needed over ``steps`` steps from ``step``."""
+        """Return how many new blocks are needed over ``steps`` steps from ``step``."""
         size = self._block_size
         cycles, rest = divmod(steps, size)
         need = cycles * self.count
@@ -86,7 +86,9 @@ class Decoding:
         return need
 
     def steps_within(self, free: int, step: int, steps: int) -> int:
-        """Most steps from ``step`` (at most ``steps``) for which ``free`` blocks suffice."""
+        """Return the most steps from ``step`` (at most ``steps``) for which ``free`` blocks
+        suffice.
+        """
         if self.count * (steps // self._block_size + 1) <= free:
             return steps
         if self.blocks_over(step, steps) <= free:

@@ -38,7 +38,7 @@ class Access:
         self.missed = Ranges()
 
     def pieces(self, lo: int, hi: int) -> Iterator[tuple[Stream, int, int]]:
-        """The parts of ``lo..hi-1`` by stream, in ascending order."""
+        """Yield the parts of ``lo..hi-1`` by stream, in ascending order."""
         for number, (start, stream) in enumerate(self.segments):
             last = number + 1 == len(self.segments)
             end = hi if last else min(hi, self.segments[number + 1][0])
@@ -46,7 +46,7 @@ class Access:
                 yield stream, max(lo, start), end
 
     def reuse(self, lo: int, hi: int) -> None:
-        """The turn found chunks that it did not store itself."""
+        """Note that the turn found chunks that it did not store itself."""
         for span in self.inserted.outside(lo, hi):
             self.reused.add(*span)
 
@@ -73,15 +73,15 @@ class HostCache:
         self._num_contents = 0
 
     def stream(self, owner: int) -> Stream:
-        """A stream that nothing of is held."""
+        """Return a new stream, of which nothing is held."""
         self._num_contents += 1
         return Stream(owner, [(0, self._num_contents)])
 
     # --- lookup and load -------------------------------------------------------------------
 
     def find(self, access: Access, lo: int, hi: int) -> tuple[int, bool, bool]:
-        """How many chunks from ``lo`` on are held, whether one of them has not arrived yet, and
-        whether one is being loaded.
+        """Return how many chunks from ``lo`` on are held, whether one of them has not arrived yet,
+        and whether one is being loaded.
         """
         arriving = loading = False
         for stream, start, end in access.pieces(lo, hi):
@@ -111,7 +111,7 @@ class HostCache:
         access.reuse(lo, hi)
 
     def complete(self, job: CopyJob) -> None:
-        """A copy has arrived: its chunks can be read, and evicted."""
+        """Note that a copy has arrived: its chunks can be read, and evicted."""
         for run in job.runs:
             run.job = None
             run.ready = True
@@ -278,7 +278,7 @@ class HostCache:
         self._renew([(run, run.home) for run in wanted])
 
     def finish(self, access: Access) -> None:
-        """A turn has ended: what it used is the newest."""
+        """Make what a turn used the newest, since the turn has ended."""
         used = [
             (run, self._t2 if reused else run.home)
             for lo, hi in reversed(access.seen.items)
@@ -313,7 +313,7 @@ class HostCache:
     # --- contents that change --------------------------------------------------------------
 
     def part(self, stream: Stream, at: int, using: Access | None) -> None:
-        """A session's context is rewritten from chunk ``at`` on: what is there is of no use now.
+        """Rewrite a session's context from chunk ``at`` on: what is there is of no use now.
 
         ``using`` is the access of the session's last turn, which may still go on.
         """

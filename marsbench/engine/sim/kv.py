@@ -109,7 +109,9 @@ class KvCache:
     # --- lookups ---------------------------------------------------------------------------
 
     def hit(self, session: int, prefix_id: int, shared_blocks: int, limit: int) -> tuple[int, int]:
-        """Leading cached blocks of a session (at most ``limit``), and how many of them are free."""
+        """Return how many leading blocks of a session are cached (at most ``limit``), and how many
+        of them are free.
+        """
         if not self.enable_caching or limit <= 0:
             return 0, 0
         hit = 0
@@ -248,14 +250,14 @@ class KvCache:
         copies.append(run)
 
     def cache_loaded(self, holding: Holding, prefix_id: int, local: int, tokens: int) -> None:
-        """Blocks between two counts of tokens were loaded: they become reusable."""
+        """Make the blocks between two counts of tokens reusable, which were loaded."""
         shared = holding.shared_blocks
         lo, hi = local // self.block_size, min(tokens // self.block_size, shared)
         if lo < hi:
             self._cache_prefix(holding, prefix_id, lo, hi)
 
     def private_run(self, session: int) -> Run | None:
-        """What a session left in the cache beyond its shared prefix."""
+        """Return what a session left in the cache beyond its shared prefix."""
         return self._private.get(session)
 
     def take(self, count: int) -> None:

@@ -109,7 +109,7 @@ class Offload:
     # --- turns -----------------------------------------------------------------------------
 
     def submitted(self, turn: SimTurn, request: Request) -> None:
-        """A turn waits in the engine."""
+        """Note that a turn waits in the engine."""
         size = self._chunk_tokens
         shared = request.prefix_tokens // size if request.prefix_id >= 0 else 0
         stream = self._streams.get(turn.session)
@@ -130,7 +130,7 @@ class Offload:
         turn.copies = TurnCopies(access)
 
     def session_ended(self, session: int) -> None:
-        """No further turn comes: nobody asks for its chunks again."""
+        """Forget a session: no further turn comes, and nobody asks for its chunks again."""
         self._streams.pop(session, None)
         self._last.pop(session, None)
         self._prompt_chunks.pop(session, None)
@@ -143,7 +143,9 @@ class Offload:
         return 0 if access is None else self._host.find(access, 0, self._prompt_chunks[session])[0]
 
     def preempted(self, turn: SimTurn) -> None:
-        """A running turn loses its blocks: what is copied from them is waited for."""
+        """Note that a running turn loses its blocks: the engine waits for what is being copied from
+        them.
+        """
         copies = _of(turn)
         copies.arrived = copies.promoted = False
         self._refused.pop(turn.sequence, None)
@@ -151,7 +153,7 @@ class Offload:
             self._flush[job] = None
 
     def ended(self, turn: SimTurn, prefix_runs: list[Run]) -> None:
-        """A turn has made its last token, and its blocks are free, or pinned."""
+        """Note that a turn has made its last token, and that its blocks are free, or pinned."""
         copies = _of(turn)
         self._ended.append(turn)
         self._refused.pop(turn.sequence, None)
@@ -184,7 +186,9 @@ class Offload:
                 self._flush[job] = None
 
     def touched(self, turn: SimTurn) -> None:
-        """A turn enters the batch, or begins to load, with the blocks it holds now."""
+        """Look for copies still under way from the blocks with which a turn enters the batch, or
+        begins to load.
+        """
         if not self._fenced:
             return
         holding = turn.holding
@@ -196,7 +200,9 @@ class Offload:
     # --- loads -----------------------------------------------------------------------------
 
     def lookup(self, turn: SimTurn, local_tokens: int) -> int | None:
-        """Tokens host memory has beyond a waiting turn's hit; None: ask again in the next step."""
+        """Return how many tokens host memory has beyond a waiting turn's hit; None: ask again in
+        the next step.
+        """
         copies, size = _of(turn), self._chunk_tokens
         if copies.jobs:
             return None
@@ -212,7 +218,7 @@ class Offload:
         return None if loading else tokens
 
     def load(self, turn: SimTurn, local_tokens: int, tokens: int) -> None:
-        """A waiting turn has blocks for what it loads."""
+        """Begin a load into the blocks that a waiting turn got for it."""
         copies, size = _of(turn), self._chunk_tokens
         end = (local_tokens + tokens) // size
         job = LoadJob(turn)
@@ -237,7 +243,7 @@ class Offload:
         return not (self._ended or self._stores or self._refused or self._fenced)
 
     def next_done_ps(self) -> int | None:
-        """When the next copy arrives."""
+        """Return when the next copy arrives."""
         return self._link.next_done_ps()
 
     def plan(
@@ -328,7 +334,9 @@ class Offload:
         return done_ps
 
     def end(self, now_ps: int) -> bool:
-        """A step ends: begin its loads, notice what has arrived. True if the next step has to do."""
+        """End a step: begin its loads and notice what has arrived. True if the next step has
+        anything to do.
+        """
         for job in self._loads:
             self._link.h2d.submit(job, job.num_blocks, now_ps)
         self._loads = []

@@ -95,7 +95,7 @@ class Order:
         self._quanta.clear()
 
     def victim(self, running: list[SimTurn], now_ps: int) -> SimTurn:
-        """The running turn to preempt."""
+        """Return the running turn to preempt."""
         if self.policy is not None:
             policy, view, now_s = self.policy, self._view, to_s(now_ps)
             best = running[0]

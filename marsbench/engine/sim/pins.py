@@ -11,7 +11,7 @@ from marsbench.engine.sim.turn import SimTurn
 
 
 def releaser(kv: KvCache) -> Callable[[Holding], None]:
-    """How a pin's blocks go back to the cache: all of them are full."""
+    """Return the function that gives a pin's blocks back to the cache; all of them are full."""
 
     def release(holding: Holding) -> None:
         kv.release(holding, holding.blocks * kv.block_size)
@@ -32,7 +32,7 @@ def retain(
 
 
 def only_pinned(pins: Sequence[Pin[Holding]]) -> int:
-    """Blocks that nothing but pins hold, each counted once."""
+    """Count the blocks that nothing but pins hold, each of them once."""
     count = 0
     seen: set[int] = set()
     for pin in pins:

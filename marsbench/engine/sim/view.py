@@ -50,7 +50,7 @@ class SimView:
         return self._batch.running
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Prefix hit of a waiting turn if it were scheduled now."""
+        """Return the prefix hit of a waiting turn, tokens, if it were scheduled now."""
         assert isinstance(turn, SimTurn)
         if turn.computed:
             return turn.computed

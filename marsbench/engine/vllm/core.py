@@ -138,17 +138,19 @@ class VllmCore:
             self._tier.session_ended(session)
 
     def cached_blocks(self) -> int:
-        """Unreferenced blocks with reusable content."""
+        """Return how many blocks hold reusable content and are referenced by nobody."""
         return sum(b.ref_cnt == 0 and b.block_hash is not None for b in self._pool.blocks)
 
     def idle(self) -> bool:
-        """Nothing waits, nothing runs, nothing is copied."""
+        """Whether nothing waits, nothing runs and nothing is copied."""
         if self._tier is not None:
             return not self._scheduler.has_requests()
         return not self._scheduler.get_num_unfinished_requests()
 
     def check_integrity(self) -> None:
-        """Every reference belongs to a running turn or a pin; the free list holds the rest."""
+        """Assert that every reference belongs to a running turn or a pin, and that the free list
+        holds the rest.
+        """
         manager = self._scheduler.kv_cache_manager
         held = holders(self._scheduler.pins.pins()) if self._adapted else Counter[int]()
         loading = self._scheduler.kv_holding_waiting
@@ -164,16 +166,18 @@ class VllmCore:
     # ---- one of several replicas
 
     def joins(self, other: ReplicaCore) -> None:
-        """Tokens and hashes of both come from one source."""
+        """Let both cores take tokens and hashes from one source."""
         assert isinstance(other, VllmCore)
         self._factory.shares(other._factory)  # noqa: SLF001 - of its own class
 
     def quiet_until_ps(self, now_ps: int) -> int:
-        """Every step may tell something: vLLM does not say beforehand."""
+        """Return ``now_ps``: vLLM does not say beforehand whether a step will tell something."""
         return now_ps
 
     def cached_tokens(self, request: Request) -> int:
-        """See ``ReplicaCore.cached_tokens``: leading hashes that are known and cached here."""
+        """Return the leading tokens whose hashes are known and cached here; see
+        ``ReplicaCore.cached_tokens``.
+        """
         size = self.config.block_size
         from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 
@@ -208,7 +212,7 @@ class VllmCore:
         ]
 
     def lost_blocks(self) -> int:
-        """All that are referenced or cached."""
+        """Return how many blocks are referenced or cached."""
         empty = [
             block
             for block in self._pool.blocks

@@ -51,7 +51,7 @@ class PrefixHits:
         )
 
     def tokens(self, turn: EngineTurn) -> int:
-        """What the turn would not have to compute if it were scheduled now."""
+        """Return how many tokens the turn would not have to compute if it were scheduled now."""
         request = self._turns.request_of(turn)
         if not self._searchable:
             return int(self._manager.get_computed_blocks(request)[1])
@@ -63,7 +63,7 @@ class PrefixHits:
         return found[0] * self._block_size
 
     def forget(self, turn: EngineTurn) -> None:
-        """The turn is over."""
+        """Forget a turn that is over."""
         self._found.pop(turn.key, None)
 
     def _still(self, end: HitEnd, request: Any) -> bool:

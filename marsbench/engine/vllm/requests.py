@@ -13,7 +13,7 @@ from marsbench.engine.vllm.tokens import TokenStreams
 
 
 def content_hash(block: Any) -> bytes:
-    """Hash of (parent hash, token ids, extra keys): equal within a process for equal content.
+    """Hash (parent hash, token ids, extra keys): equal within a process for equal content.
 
     vLLM's default is SHA-256 of a pickle. What the hash is decides nothing as long as it tells
     contents apart; Python's 64-bit one costs a tenth.
@@ -32,7 +32,7 @@ class VllmRequestFactory:
         self._made = 0
 
     def make(self, turn: Request) -> tuple[VllmRequest, list[int]]:
-        """The request and the tokens the model will answer.
+        """Make the request of a turn; returns it with the tokens that the model will answer.
 
         Request ids grow with submission, so vLLM breaks ties of equal arrival in that order.
         """
@@ -60,7 +60,7 @@ class VllmRequestFactory:
         return request, content.output
 
     def forget(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session's context, since no further turn of this session will come."""
         self._streams.forget(session)
 
     def shares(self, other: VllmRequestFactory) -> None:
@@ -68,5 +68,5 @@ class VllmRequestFactory:
         self._streams = other._streams
 
     def known_hashes(self, turn: Request) -> list[bytes]:
-        """Hashes of the leading blocks that a turn, not made yet, has from earlier ones."""
+        """Return the hashes of the leading blocks that a turn, not made yet, has from earlier ones."""
         return self._streams.known_hashes(turn) if self._hasher is not None else []

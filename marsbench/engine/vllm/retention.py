@@ -14,7 +14,9 @@ Blocks = Sequence[Any]
 
 
 def releaser(pool: Any) -> Callable[[Blocks], None]:
-    """How a pin's references are dropped: tail first, so that it is evicted before the beginning."""
+    """Return the function that drops a pin's references: tail first, so that the end of a context
+    is evicted before its beginning.
+    """
 
     def release(blocks: Blocks) -> None:
         pool.free_blocks(reversed(blocks))
@@ -41,12 +43,12 @@ def retain(
 
 
 def holders(pins: Sequence[Pin[Blocks]]) -> Counter[int]:
-    """How many pins hold each block, by block id."""
+    """Count by block id how many pins hold each block."""
     return Counter(block.block_id for pin in pins for block in pin.held)
 
 
 def only_pinned(pins: Sequence[Pin[Blocks]], pool: Any) -> int:
-    """Blocks that nothing but pins hold, each counted once."""
+    """Count the blocks that nothing but pins hold, each of them once."""
     alone = 0
     shared: Counter[Any] = Counter()
     for pin in pins:

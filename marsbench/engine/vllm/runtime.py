@@ -40,7 +40,7 @@ TINY_MODEL = {
 
 
 def installed_version() -> str | None:
-    """Version of the installed vLLM distribution; None if there is none."""
+    """Return the version of the installed vLLM distribution; None if there is none."""
     for name in DISTRIBUTIONS:
         try:
             return metadata.version(name)
@@ -50,7 +50,9 @@ def installed_version() -> str | None:
 
 
 def require_vllm() -> str:
-    """The installed version, or an EngineError that says what to install."""
+    """Return the installed version; EngineError that says what to install if there is none, or an
+    unsupported one.
+    """
     version = installed_version()
     if version is None:
         raise EngineError(
@@ -68,8 +70,9 @@ def require_vllm() -> str:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Around every first use of vLLM: no logging set-up, no usage statistics, no warnings about
-    kernels that never run here or about what its dependencies deprecate.
+    """Set the environment for a block that uses vLLM for the first time: no logging set-up, no
+    usage statistics, no warnings about kernels that never run here or about what its dependencies
+    deprecate.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
@@ -83,7 +86,7 @@ def quietly() -> Iterator[None]:
 
 
 def vllm_config(config: EngineConfig) -> Any:
-    """A VllmConfig with the flags of ``config`` for the tiny model on the CPU."""
+    """Return a VllmConfig with the flags of ``config`` for the tiny model on the CPU."""
     from vllm.config import (
         CacheConfig,
         DeviceConfig,
@@ -149,7 +152,7 @@ def _chunk_bytes(config: EngineConfig) -> int:
 
 
 def build_scheduler(config: EngineConfig, scheduler_class: type[Any]) -> Any:
-    """A scheduler of the given class over ``config.num_blocks`` usable KV blocks."""
+    """Build a scheduler of the given class over ``config.num_blocks`` usable KV blocks."""
     import torch
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager

@@ -44,7 +44,7 @@ class PolicyHost(Protocol):
     def now_ps(self) -> int: ...
     def describe(self, request: Any) -> TurnInfo: ...
     def admitted(self, request: Any, cached_tokens: int) -> None:
-        """A waiting request got its blocks."""
+        """Hear that a waiting request got its blocks."""
         ...
 
 
@@ -108,7 +108,7 @@ class PolicyScheduler(Scheduler):
         return only_pinned(self.pins.pins(), self.kv_cache_manager.block_pool)
 
     def turn(self, request: Request) -> EngineTurn:
-        """The request as policies see it, as it is now."""
+        """Return the request as policies see it, in its present state."""
         return self._turns[request.request_id]
 
     # ---- a request's life
@@ -144,7 +144,7 @@ class PolicyScheduler(Scheduler):
         super()._free_blocks(request)
 
     def session_ended(self, session: int) -> None:
-        """No further turn will come: drop its pin."""
+        """Drop a session's pin, since no further turn of it will come."""
         if self.pins.drop(session, self.host.now_ps(), Unpin.END):
             self._resort = True
 
@@ -377,16 +377,16 @@ class MonotonicHost:
         return int(time.monotonic() * PS_PER_S)
 
     def describe(self, request: Any) -> TurnInfo:
-        """A request that names no session is one."""
+        """Return a session of one turn for a request that names no session."""
         return TurnInfo(hash(request.request_id), 0, request.arrival_time, request.arrival_time)
 
     def admitted(self, request: Any, cached_tokens: int) -> None:
-        """Nobody listens."""
+        """Do nothing: nobody listens."""
 
     def on_pin(self, session: int, turn_index: int, at_ps: int, blocks: int, until_ps: int) -> None:
-        """Nobody listens."""
+        """Do nothing: nobody listens."""
 
     def on_unpin(
         self, session: int, turn_index: int, at_ps: int, blocks: int, reason: int, held_ps: int
     ) -> None:
-        """Nobody listens."""
+        """Do nothing: nobody listens."""

@@ -49,7 +49,7 @@ class Device(OffloadingWorker):  # type: ignore[misc]  # vLLM is not typed for u
         return True
 
     def get_finished(self) -> list[TransferResult]:
-        """Copies that are done, stores first."""
+        """Return the copies that are done, stores first."""
         now_ps = self._now_ps()
         done = self.link.d2h.take_done(now_ps) + self.link.h2d.take_done(now_ps)
         for job_id in done:
@@ -57,7 +57,7 @@ class Device(OffloadingWorker):  # type: ignore[misc]  # vLLM is not typed for u
         return [TransferResult(job_id=job_id, success=True) for job_id in done]
 
     def wait(self, job_ids: set[int]) -> None:
-        """The step does not begin before these are done."""
+        """Hold the next step back until these copies are done."""
         waits = [self._done_ps[job_id] for job_id in job_ids if job_id in self._done_ps]
         self.stalled_until_ps = max([self.stalled_until_ps, *waits])
 
@@ -99,7 +99,7 @@ class HostTier:
         self._observe()
 
     def submitted(self, vllm_request: Any, request: Request) -> None:
-        """A turn was put into the engine."""
+        """Note that a turn was put into the engine."""
         self._requests[vllm_request.request_id] = request
         step, hashes = self._blocks_per_chunk, vllm_request.block_hashes
         count = request.prompt_tokens // self._chunk_tokens
@@ -108,7 +108,7 @@ class HostTier:
         ]
 
     def session_ended(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session, since no further turn of it will come."""
         self._prompt_keys.pop(session, None)
 
     def _leading_chunks(self, session: int) -> int:
@@ -121,7 +121,7 @@ class HostTier:
         return bool(self._connector.has_pending_push_work())
 
     def next_done_ps(self) -> int | None:
-        """When the next copy is done."""
+        """Return when the next copy is done."""
         return self._link.next_done_ps()
 
     # ---- a step, as vLLM's model runner calls its connector
@@ -217,13 +217,15 @@ class HostTier:
 
 
 def chunk_number(owner: int, index: int) -> int:
-    """A number for a chunk; sums of them tell sets of chunks apart well enough."""
+    """Return a number for a chunk. Sums of such numbers tell sets of chunks apart well enough."""
     return (index + 1) * (2 * owner + 1)
 
 
 def in_order(scheduler_class: type[Any]) -> type[Any]:
-    """The scheduler with finished requests in order of submission, not of a set of strings: the
-    order in which they are told to host memory decides what it evicts.
+    """Return a scheduler class that handles finished requests in order of submission.
+
+    vLLM keeps them in a set of strings, whose order differs between processes, and the order in
+    which host memory is told of them decides what it evicts.
     """
 
     class Ordered(scheduler_class):

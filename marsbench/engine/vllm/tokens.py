@@ -46,7 +46,7 @@ class TokenStreams:
         self._prefix_hashes: dict[int, list[bytes]] = {}
 
     def compose(self, request: Request) -> Content:
-        """Prompt and output of a turn; remembered as the session's context."""
+        """Compose prompt and output of a turn, and remember them as the session's context."""
         reused = request.reused_tokens
         shared = min(request.prefix_tokens, reused) if request.prefix_id >= 0 else 0
         context = self._contexts.get(request.session)
@@ -80,13 +80,17 @@ class TokenStreams:
         return known[:num_same]
 
     def known_hashes(self, request: Request) -> list[bytes]:
-        """Hashes of leading blocks of a turn that earlier turns had, as far as they are known."""
+        """Return the hashes of a turn's leading blocks that earlier turns had, as far as they are
+        known.
+        """
         shared = request.prefix_tokens if request.prefix_id >= 0 else 0
         context = self._contexts.get(request.session)
         return self._known_hashes(request, context, min(shared, request.reused_tokens))
 
     def hashed(self, request: Request, block_hashes: list[bytes]) -> None:
-        """The engine hashed a turn's prompt: keep what later prompts can share."""
+        """Keep what later prompts can share of the hashes that the engine computed for a turn's
+        prompt.
+        """
         if request.session in self._contexts:
             self._contexts[request.session].block_hashes = block_hashes
         if request.prefix_id >= 0:
@@ -95,5 +99,5 @@ class TokenStreams:
                 self._prefix_hashes[request.prefix_id] = block_hashes[:num]
 
     def forget(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session's context, since no further turn of this session will come."""
         self._contexts.pop(session, None)

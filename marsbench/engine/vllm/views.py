@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 def held_blocks(manager: Any, request_id: str) -> Sequence[Any]:
-    """KVCacheBlocks of a request, in order of position (models with one KV-cache group)."""
+    """Return the KVCacheBlocks of a request in order of position, for models with one KV-cache
+    group.
+    """
     blocks: Sequence[Any] = manager.get_blocks(request_id).blocks[0]
     return blocks
 
 
 def turn_book(manager: Any) -> TurnBook[Any]:
-    """A book of the turns in the scheduler that a ``KVCacheManager`` belongs to."""
+    """Make a book of the turns in the scheduler that a ``KVCacheManager`` belongs to."""
     held = manager.coordinator.single_type_managers[0].req_to_blocks
 
     def refresh(turn: EngineTurn, request: Any) -> None:
@@ -72,6 +74,6 @@ class VllmView:
         return self._turns[request.request_id]
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Hit of a waiting turn if it were scheduled now."""
+        """Return the hit of a waiting turn, tokens, if it were scheduled now."""
         assert isinstance(turn, EngineTurn)
         return turn.computed_tokens or self.hits.tokens(turn)

@@ -84,7 +84,7 @@ class StreamedLog(EventLog):
         self._sent_s = time.monotonic()
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Send what is left: nothing more comes."""
         if self._kept or not self._num_batches:
             self.flush()
         self._outlet.send(AttemptEnd(self.boot, self._num_batches, self._num_events))
@@ -158,7 +158,7 @@ class CellOutlet:
         self._kept_boot = log.boot
 
     def begin(self, boot: str, session_ids: tuple[str, ...]) -> None:
-        """The first batch of an attempt follows."""
+        """Announce that the first batch of an attempt follows."""
         key = asdict(self._key)
         run_id, live = self._target.run_id, self._target.live
         self.send(

@@ -43,7 +43,7 @@ QUIET_S = 2.0
 def open_hub(
     address: str, *, live: bool, note: Callable[[str], None], patience_s: float = PATIENCE_S
 ) -> Iterator[Hub]:
-    """A hub that publishes at an address. The last message of a run that began is a RunEnd."""
+    """Open a hub that publishes at an address. The last message of a run that began is a RunEnd."""
     hub = Hub(address, live=live, note=note, patience_s=patience_s)
     try:
         yield hub
@@ -106,11 +106,11 @@ class Hub:
         return public
 
     def target(self, run_id: str) -> Target:
-        """For the cells."""
+        """Return where the cells send their events to."""
         return Target(self._inner, run_id, self._live, self._patience_s)
 
     def begin(self, run_id: str, num_cells: int, cells: tuple[int, ...], *, wait_for: int) -> None:
-        """The cells begin as soon as so many observers have subscribed."""
+        """Begin a run: its cells start as soon as so many observers have subscribed."""
         self._run_id = run_id
         if self.subscribers < wait_for:
             self._note(f"waiting for observers ({wait_for} in all): marsbench watch {self.address}")
@@ -119,7 +119,9 @@ class Hub:
         self._send(RunBegin(run_id, num_cells, cells))
 
     def end(self, *, cells_over: int, complete: bool) -> None:
-        """``cells_over`` cells have finished or failed; their last messages go first."""
+        """End a run in which ``cells_over`` cells have finished or failed; their last messages go
+        first.
+        """
         while self._cells_over < cells_over:
             still_s = time.monotonic() - self._moved_s
             if self._blocked and still_s > self._patience_s:

@@ -99,14 +99,14 @@ _DECODER = msgspec.msgpack.Decoder(Mark)
 
 
 def encode(message: Batch | Mark) -> list[bytes]:
-    """A message as ZeroMQ parts."""
+    """Pack a message into the parts that ZeroMQ sends."""
     if isinstance(message, Batch):
         return wire.encode(message)
     return [MARK_TOPIC, _ENCODER.encode(message)]
 
 
 def decode(parts: list[bytes]) -> wire.Message | Mark:
-    """A message from ZeroMQ parts; EngineError if it is of another version or damaged."""
+    """Unpack a message from ZeroMQ parts; EngineError if it is of another version or damaged."""
     if len(parts) != 2 or not parts[0].startswith(MARK_PREFIX):
         return wire.decode(parts)
     if parts[0] != MARK_TOPIC:

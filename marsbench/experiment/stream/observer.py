@@ -53,7 +53,7 @@ class Attempt:
     """Share of the KV cache held by turns or for returning sessions, as last sampled."""
 
     def count(self, event: WireEvent) -> None:
-        """What the status says."""
+        """Count an event for the status."""
         self.num_events += 1
         self.time_ps = max(self.time_ps, event.time_ps)
         match event.kind:
@@ -79,7 +79,7 @@ class Attempt:
             self.texts[args[0]], self.texts[args[1]] = event.name, event.tool_class
 
     def log(self) -> EventLog:
-        """The events in the order in which a run folder keeps them."""
+        """Return the events in the order in which a run folder keeps them."""
         log = EventLog()
         rows = np.frombuffer(self.rows, dtype=np.int64).reshape(-1, ROW)
         if self.begin.live:
@@ -94,10 +94,10 @@ class Follower(Protocol):
     """Hears what an observer hears, as it comes."""
 
     def begin(self, begin: AttemptBegin) -> None:
-        """An attempt at a cell begins."""
+        """Hear that an attempt at a cell begins."""
 
     def event(self, boot: str, event: WireEvent) -> None:
-        """An event of that attempt."""
+        """Hear an event of that attempt."""
 
 
 class Observer:
@@ -148,7 +148,7 @@ class Observer:
                 return
 
     def status(self) -> dict[str, Any]:
-        """What goes on now; of several cells at work, the one heard of last."""
+        """Return what goes on now; of several cells at work, the one heard of last."""
         run, now = self.run, self._last
         said: dict[str, Any] = {
             "run_id": run.run_id if run else None,

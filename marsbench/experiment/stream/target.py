@@ -27,7 +27,7 @@ class StalledError(EngineError):
 
 
 def stalled(patience_s: float) -> StalledError:
-    """What to tell the user."""
+    """Return the error that tells the user what to do about observers that do not keep up."""
     return StalledError(
         f"--stream: an observer has not read for {patience_s:g} s, and no event may be dropped; "
         "end the observer, or run without --stream"
@@ -47,15 +47,15 @@ class CellStream(Protocol):
     ) -> None: ...
 
     def new_log(self) -> EventLog:
-        """An empty log for one attempt; what is appended to it is sent."""
+        """Make an empty log for one attempt; what is appended to it is sent."""
         ...
 
     def ended(self, log: EventLog) -> None:
-        """The attempt with this log has come to its end."""
+        """Note that the attempt with this log has come to its end."""
         ...
 
     def done(self, log: EventLog) -> None:
-        """The cell is stored, with the events of this attempt."""
+        """Note that the cell is stored, with the events of this attempt."""
         ...
 
 
@@ -84,7 +84,7 @@ class Silent:
 
 
 def cell_stream(target: Target | None, index: int, key: CellKey) -> CellStream:
-    """What takes the events of a cell; ``Silent`` if the run has no stream."""
+    """Open what takes the events of a cell; ``Silent`` if the run has no stream."""
     if target is None:
         return Silent()
     from marsbench.experiment.stream.cell import CellOutlet  # ZeroMQ only where it is used

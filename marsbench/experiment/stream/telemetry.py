@@ -31,14 +31,14 @@ class SpanFollower:
         self._attempts: dict[str, _Followed] = {}
 
     def begin(self, begin: AttemptBegin) -> None:
-        """An attempt at a cell begins."""
+        """Begin to follow an attempt at a cell."""
         key = {name: getattr(begin, name) for name in KEY_FIELDS}
         telemetry = CellTelemetry(begin.run_id, begin.cell, key, time.time_ns())
         assembler = SpanAssembler(begin.session_ids)
         self._attempts[begin.boot] = _Followed(telemetry, assembler, begin, {})
 
     def event(self, boot: str, event: WireEvent) -> None:
-        """Something happened in an attempt; those that began before this one listened are not known."""
+        """Take in what happened in an attempt; one that began before this listened is not known."""
         attempt = self._attempts.get(boot)
         if attempt is None:
             return

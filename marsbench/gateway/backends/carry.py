@@ -74,11 +74,11 @@ class ClientSide:
         await self.end(data)
 
     async def break_off(self, status: int, reason: str) -> None:
-        """The stream cannot go on: say so in it, as the OpenAI API does, and end it."""
+        """End a stream that cannot go on, after saying so in it, as the OpenAI API does."""
         await self.end(b"data: " + error_body(status, reason, "upstream") + b"\n\n")
 
     def read_no_faster(self, connection: Connection, silence_s: float) -> None:
-        """The backend is read as fast as the client reads."""
+        """Read a backend's connection only as fast as the client reads."""
 
         def pause() -> None:
             self.stalled_since_s = self._now_s()
@@ -91,7 +91,7 @@ class ClientSide:
         self.wire.when_full(pause, resume)
 
     def read_freely(self) -> None:
-        """Nothing is read for the client any more."""
+        """Stop holding the backend back: nothing is read for the client any more."""
         self.wire.when_full(_nothing, _nothing)
 
     async def _asgi(self, message: dict[str, object]) -> None:
@@ -117,15 +117,15 @@ class Heard(Protocol):
     """What a turn's way through a backend tells while it goes on."""
 
     def status(self, status: int) -> None:
-        """The head of the answer has come."""
+        """Hear the head of the answer."""
         ...
 
     def first(self) -> None:
-        """The first output has come."""
+        """Hear that the first output has come."""
         ...
 
     def broke(self, error: UpstreamError) -> None:
-        """The stream broke off; the client has been told so."""
+        """Hear that the stream broke off. The client has been told so."""
         ...
 
 

@@ -56,7 +56,7 @@ class EngineHints:
 
 
 def upstream_body(exchange: Exchange, *, engine: str, ask_usage: bool, hints: EngineHints) -> bytes:
-    """The body for the backend; the client's own bytes if nothing needs to be added."""
+    """Return the body for the backend: the client's own bytes if nothing needs to be added."""
     extra: dict[str, Any] = {}
     body = exchange.body
     options = body.get("stream_options")

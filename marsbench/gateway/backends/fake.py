@@ -176,7 +176,7 @@ class FakeBackend:
 
 
 def count_tokens(body: dict[str, Any]) -> int:
-    """Prompt tokens as this server counts them."""
+    """Return the prompt tokens as this server counts them."""
     prompt = body.get("prompt")
     if isinstance(prompt, list):
         return len(prompt)

@@ -30,7 +30,9 @@ HOP_HEADERS = frozenset(
 def upstream_headers(
     given: Iterable[tuple[str, str]], upstream_key: str, *, own_auth: bool
 ) -> list[tuple[str, str]]:
-    """The client's headers without hop-by-hop ones; the gateway's own token never goes upstream."""
+    """Return the client's headers without hop-by-hop ones. The gateway's own token never goes
+    upstream.
+    """
     drop = HOP_HEADERS | ({"authorization", "x-api-key"} if upstream_key or own_auth else set())
     kept = [(name, value) for name, value in given if name not in drop]
     kept.append(("accept-encoding", "identity"))
@@ -40,7 +42,7 @@ def upstream_headers(
 
 
 def downstream_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The backend's headers without hop-by-hop ones."""
+    """Return the backend's headers without hop-by-hop ones."""
     found = []
     for name, value in raw:
         lower = name.lower()

@@ -78,17 +78,19 @@ class BackendPool:
         return [backend.index for backend in self.backends if backend.healthy]
 
     def route(self, session: LiveSession) -> int:
-        """The backend for a turn; ApiProblem (503) if all are ejected."""
+        """Choose the backend for a turn; ApiProblem (503) if all are ejected."""
         return self._choose(session, set())
 
     def reroute(self, session: LiveSession, tried: set[int]) -> int | None:
-        """Another backend for a turn that could not be sent to those ``tried``."""
+        """Choose another backend for a turn that could not be sent to those ``tried``; None if
+        there is none.
+        """
         if set(self.healthy) <= tried:
             return None
         return self._choose(session, tried)
 
     def failed(self, index: int, why: str, *, answered: bool = False) -> None:
-        """A backend did not answer, or (``answered``) with a server error.
+        """Count a backend that did not answer, or (``answered``) answered with a server error.
 
         The last healthy backend is never ejected for its answers: one client's bad request must not
         take the service from all others.
@@ -99,12 +101,12 @@ class BackendPool:
             self._eject_if_failing(backend, why)
 
     def succeeded(self, index: int) -> None:
-        """A backend answered well."""
+        """Note that a backend answered well."""
         backend = self.backends[index]
         backend.failures = backend.ejections = 0
 
     async def check(self) -> None:
-        """One health check of every backend; brings in those that are well.
+        """Check the health of every backend once, and bring in those that are well.
 
         Servers of somebody else (engine openai) are only asked while they are out.
         """
@@ -127,7 +129,7 @@ class BackendPool:
                     logger.warning("backend %d is back", backend.index)
 
     async def read_telemetry(self) -> None:
-        """One reading of every healthy backend's /metrics."""
+        """Read the /metrics of every healthy backend once."""
         if self._settings.engine == "openai":
             return
         now_s = self._clock.now_s()

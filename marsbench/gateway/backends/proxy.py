@@ -34,11 +34,11 @@ class TurnObserver(Protocol):
     """Sees every turn beside the control plane: the recorder."""
 
     def sent(self, exchange: Exchange, at_ps: int) -> None:
-        """The turn goes to a backend."""
+        """Hear that the turn goes to a backend."""
         ...
 
     def done(self, exchange: Exchange, reply: Reply, end: TurnEnd, at_ps: int) -> None:
-        """The turn has ended."""
+        """Hear that the turn has ended."""
         ...
 
 
@@ -225,7 +225,7 @@ class Proxy:
         self._control.moved(session, other)
 
     def answered(self, session: LiveSession, status: int) -> None:
-        """The head of a backend's answer has come."""
+        """Note that the head of a backend's answer has come."""
         assert session.backend is not None
         if status >= 500:
             self._pool.failed(session.backend, f"answers {status}", answered=True)
@@ -233,13 +233,13 @@ class Proxy:
             self._pool.succeeded(session.backend)
 
     def began(self, session: LiveSession) -> None:
-        """The first output has come."""
+        """Note that the first output has come."""
         self._control.first_token(session)
         took_s = self._control.bus.clock.now_s() - session.state.phase_since_s
         self._meters.ttft_s.labels(str(session.backend)).observe(took_s)
 
     def broke(self, session: LiveSession, error: UpstreamError) -> None:
-        """A stream broke off."""
+        """Note that a stream broke off."""
         assert session.backend is not None
         self._pool.failed(session.backend, str(error))
         self._meters.broken.inc()
@@ -263,7 +263,9 @@ class _Ear:
 
 
 def estimate_output(reply: Reply, session: LiveSession) -> int:
-    """Output tokens where the backend did not count them: one a stream event, or by length."""
+    """Estimate output tokens where the backend did not count them: one a stream event, or by
+    length.
+    """
     if not reply.output_bytes:
         return 0
     by_length = round(reply.output_bytes / (session.bytes_per_token or 4.0))

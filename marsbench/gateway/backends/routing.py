@@ -25,7 +25,9 @@ class StickyLeastLoaded:
             self._leave(event.session)
 
     def route(self, turn: SessionView, replicas: Sequence[RoutableReplica], now_s: float) -> int:
-        """Where the session was before, else the replica with the fewest sessions."""
+        """Return the replica where the session was before, else the one with the fewest
+        sessions.
+        """
         home = self._homes.get(turn.session)
         if home is None:
             home = min(
@@ -41,7 +43,7 @@ class StickyLeastLoaded:
         return home
 
     def bind(self, session: int, replica: int) -> None:
-        """The session had to move; its KV is there now."""
+        """Note that the session had to move: its KV is at this replica now."""
         self._leave(session)
         self._move(session, replica)
 
@@ -56,7 +58,9 @@ class StickyLeastLoaded:
 
 
 def least_loaded(replicas: Sequence[RoutableReplica], among: Sequence[int]) -> int:
-    """Fewest active sessions, then fewest waiting and running turns, then the first."""
+    """Return the replica with the fewest active sessions, then the fewest waiting and running
+    turns, then the first.
+    """
     if len(among) == 1:  # the usual case, and counting sessions takes longer the more there are
         return among[0]
     return min(

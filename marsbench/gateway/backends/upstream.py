@@ -238,7 +238,8 @@ class UpstreamPool:
     async def ask(
         self, path: str, headers: Iterable[tuple[str, str]], content: bytes
     ) -> Connection:
-        """POST, and the head of the answer. ``give_back`` or ``close`` what is returned.
+        """Send a POST and wait for the head of the answer. ``give_back`` or ``close`` what is
+        returned.
 
         Raises NotSentError, SilentError or BrokenOffError.
         """
@@ -252,7 +253,7 @@ class UpstreamPool:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """The answer has been read, or nobody wants the rest of it."""
+        """Take back a connection whose answer has been read, or of which nobody wants the rest."""
         if connection.usable:
             connection.idle_since_s = asyncio.get_running_loop().time()
             self._idle.append(connection)

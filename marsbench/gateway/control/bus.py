@@ -36,11 +36,11 @@ class WallClock:
         self._start_ns = read_ns()
 
     def now_ps(self) -> int:
-        """Now."""
+        """Return the present time, ps."""
         return (self._read_ns() - self._start_ns) * PS_PER_NS
 
     def now_s(self) -> float:
-        """Now, seconds."""
+        """Return the present time, seconds."""
         return self.now_ps() / PS_PER_S
 
 
@@ -70,7 +70,7 @@ class EventBus:
         self._named_from = 0
 
     def call(self, session: SessionState, index: int, name: str, tool_class: str) -> CallState:
-        """A tool call of the session's current turn, under a name that the log knows."""
+        """Make a tool call of the session's current turn, under a name that the log knows."""
         strings = self.log.strings
         if len(strings) >= MAX_NAMES and name not in strings:
             name = OTHER
@@ -84,24 +84,25 @@ class EventBus:
         )
 
     def lend(self, session: SessionState) -> None:
-        """Policies hear that the session has ended. It has not: nothing of it is written."""
+        """Tell policies that the session has ended. It has not: nothing of it is written."""
         self._tell(Kind.SESSION_END, session, int(Status.TIMEOUT))
         self.lent.add(session.session)
 
     def take_back(self, session: SessionState) -> None:
-        """Policies hear that a lent session arrives, as if it were new."""
+        """Tell policies that a lent session arrives, as if it were new."""
         self.lent.discard(session.session)
         self._tell(Kind.SESSION_ARRIVE, session, session.prompt_tokens, -1, -1)
 
     def since(self, position: int) -> tuple[Ints, int]:
-        """A copy of the rows from a position on, and the position after them. Positions count all
-        rows ever written; those dropped since are left out.
+        """Return a copy of the rows from a position on, and the position after them.
+
+        Positions count all rows ever written; those dropped since are left out.
         """
         rows = self.log.to_numpy()[max(position - self.dropped, 0) :].copy()
         return rows, self.dropped + len(self.log)
 
     def register(self, session: int, session_id: str) -> None:
-        """The next session's index and id; indices count up from 0."""
+        """Give the session of this index its id; indices count up from 0."""
         ids = self.log.session_ids
         ids.extend("" for _ in range(session + 1 - len(ids)))
         ids[session] = session_id

@@ -34,7 +34,7 @@ class ExpectedReturns:
         """(client, tool; "" for all its tools) -> smoothed seconds and their mean deviation."""
 
     def observe(self, client: str, name: str, took_s: float) -> None:
-        """A call of the client has come back."""
+        """Learn from a call of the client that has come back after so long."""
         for key in ((client, name), (client, "")):
             known = self._known.pop(key, None)
             if known is None:
@@ -47,7 +47,7 @@ class ExpectedReturns:
             self._known.popitem(last=False)
 
     def bound_s(self, client: str, name: str) -> float:
-        """How long a call of the client may be thought to run."""
+        """Return for how many seconds a call of the client may be thought to run."""
         known = self._known.get((client, name)) or self._known.get((client, ""))
         if known is None:
             return START_S
@@ -68,7 +68,7 @@ class InferredCalls:
         self._number = 0
 
     def start(self, session: LiveSession, calls: Iterable[OpenCall]) -> None:
-        """A reply asks for these calls."""
+        """Start the calls that a reply asks for."""
         session.calls = list(calls)
         for call in session.calls:
             now_ps = self._bus.clock.now_ps()
@@ -84,7 +84,7 @@ class InferredCalls:
             heapq.heappush(self._due, (due_ps, self._number, session, call))
 
     def back(self, session: LiveSession) -> None:
-        """The session's next request has come: its calls are over."""
+        """End the session's calls, since its next request has come."""
         for call in list(session.open_calls()):
             if call.state is not None and not call.leased:
                 now_ps = self._bus.clock.now_ps()
@@ -94,14 +94,16 @@ class InferredCalls:
         self.forget(session)
 
     def forget(self, session: LiveSession) -> None:
-        """The session has no open calls any more."""
+        """Drop the open calls of a session, without writing down that they ended."""
         for call in session.open_calls():
             self._discount(call)
             call.done = True
         session.calls = []
 
     def claim(self, session: LiveSession, name: str, tool_class: str) -> OpenCall:
-        """The call of the last reply that a lease stands for, or a call nobody has announced."""
+        """Return the call of the last reply that a lease stands for, or a new one that nobody has
+        announced.
+        """
         for call in session.open_calls():
             if call.name == name and not call.leased:
                 self._discount(call)

@@ -22,20 +22,22 @@ class PromptLengths:
         self._heads: OrderedDict[bytes, None] = OrderedDict()
 
     def tokens(self, prompt: Prompt, session: LiveSession) -> int:
-        """Length of a prompt, exact if it is token ids."""
+        """Return the length of a prompt in tokens, exact if it is token ids."""
         if prompt.tokens is not None:
             return prompt.tokens
         ratio = session.bytes_per_token or self._bytes_per_token
         return max(1, round(prompt.num_bytes / ratio))
 
     def shared_tokens(self, prompt: Prompt, tokens: int) -> int:
-        """Tokens of tools and system messages, if an engine has had the same ones before."""
+        """Return the tokens of tools and system messages, if an engine has had the same ones
+        before.
+        """
         if not prompt.head or prompt.head_digest not in self._heads:
             return 0
         return len(prompt.head) * tokens // prompt.num_bytes
 
     def counted(self, prompt: Prompt, session: LiveSession, tokens: int) -> None:
-        """A backend has counted the tokens of a prompt."""
+        """Learn from the tokens that a backend has counted in a prompt."""
         if prompt.tokens is not None or tokens <= 0:
             return
         ratio = prompt.num_bytes / tokens
@@ -43,7 +45,7 @@ class PromptLengths:
         self._bytes_per_token += RATIO_WEIGHT * (ratio - self._bytes_per_token)
 
     def answered(self, prompt: Prompt) -> None:
-        """An engine has answered the prompt, so it has had its head."""
+        """Note that an engine has answered the prompt, so it has had its head."""
         if not prompt.head:
             return
         self._heads[prompt.head_digest] = None

@@ -101,7 +101,9 @@ class Plane:
     # --- a turn ----------------------------------------------------------------------------
 
     def ready(self, session: LiveSession, prompt: Prompt) -> None:
-        """A request of the session has come: its tools are back, its turn could run."""
+        """Note that a request of the session has come: its tools are back, and its turn could
+        run.
+        """
         tokens = self._lengths.tokens(prompt, session)
         now_ps = self.bus.clock.now_ps()
         context_tokens = session.state.context_tokens
@@ -133,7 +135,7 @@ class Plane:
         session.state.turn_index = session.turns_sent
 
     async def wait(self, session: LiveSession) -> None:
-        """Until the policy lets the turn in; it is then counted as sent.
+        """Wait until the policy lets the turn in; it is then counted as sent.
 
         Raises ApiProblem (503) after the longest wait an operator allows.
         """
@@ -158,7 +160,7 @@ class Plane:
             self._forget_waiting(session)
 
     def withdraw(self, session: LiveSession) -> None:
-        """The request went away before it was sent."""
+        """Take back a request that went away before it was sent."""
         self._forget_waiting(session)
         if not session.turns_sent:
             self.end(session, Status.ERROR)
@@ -167,7 +169,7 @@ class Plane:
         self.ask()
 
     def first_token(self, session: LiveSession) -> None:
-        """The backend's first output: when it was scheduled is not seen from outside."""
+        """Note the backend's first output. When the turn was scheduled is not seen from outside."""
         assert session.request is not None
         now_ps = self.bus.clock.now_ps()
         cached = min(session.reused_tokens, session.state.prompt_tokens)
@@ -177,7 +179,7 @@ class Plane:
         self._life.on_first_token(session.request, now_ps)
 
     def finished(self, session: LiveSession, prompt: Prompt, end: TurnEnd) -> None:
-        """The turn has left the backend, well or not."""
+        """Note that the turn has left the backend, well or not."""
         tokens = session.state.prompt_tokens if end.prompt_tokens is None else end.prompt_tokens
         if end.prompt_tokens is not None:
             self._lengths.counted(prompt, session, tokens)
@@ -209,7 +211,7 @@ class Plane:
         self.ask()
 
     def moved(self, session: LiveSession, backend: int) -> None:
-        """The turn could not be sent where it was routed to and goes elsewhere."""
+        """Note that the turn could not be sent where it was routed to and goes elsewhere."""
         self._replica(session).in_flight -= 1
         self._place(session, backend)
         replica = self._replica(session)
@@ -217,7 +219,7 @@ class Plane:
         replica.submitted_blocks += replica.blocks_for(session.state.prompt_tokens)
 
     def end(self, session: LiveSession, status: Status) -> None:
-        """The session has ended: said by its client, or silent for too long."""
+        """End a session, because its client said so or was silent for too long."""
         if session.phase == Phase.DONE:
             return
         for child in list(session.children):
@@ -304,7 +306,7 @@ class Plane:
                 future.set_exception(problem)
 
     def close(self) -> None:
-        """No more ticks."""
+        """Stop the ticks."""
         if self._tick is not None:
             self._tick.cancel()
 

@@ -131,7 +131,7 @@ class LiveSession:
         return self.name or self.session_id
 
     def orphan(self) -> None:
-        """Its parent has ended before it."""
+        """Make it a session of its own, since its parent has ended before it."""
         self.parent = self.state.parent = None
 
     def resume(self, past: LiveSession) -> None:
@@ -148,7 +148,7 @@ class LiveSession:
         past.past = None
 
     def open_calls(self) -> Iterator[OpenCall]:
-        """Tool calls whose result is not back."""
+        """Yield the tool calls whose result is not back."""
         return (call for call in self.calls if not call.done)
 
 
@@ -171,18 +171,20 @@ class SessionTable:
         self._next = 0
 
     def find(self, scope: str, session_id: str) -> LiveSession | None:
-        """The unfinished session a client calls so: its own name, or the one the gateway gave."""
+        """Return the unfinished session that a client calls so, by its own name or the one the
+        gateway gave; None if there is none.
+        """
         key = scope, session_id
         return self._names.get(key) or self._ids.get(key)
 
     def num_sessions(self, scope: str) -> int:
-        """Unfinished sessions of a client, sub-agents included."""
+        """Count the unfinished sessions of a client, sub-agents included."""
         return self._num_of[scope]
 
     def resolve(
         self, scope: str, identity: ClientIdentity, prompt: Prompt, now_ps: int
     ) -> tuple[LiveSession, bool]:
-        """The session of a request, and whether it begins with it."""
+        """Return the session of a request, and whether it begins with it."""
         if identity.key:
             top = self.find(scope, identity.key)
             if top is not None:
@@ -202,7 +204,7 @@ class SessionTable:
         return session, True
 
     def remember(self, session: LiveSession, prompt: Prompt) -> None:
-        """The session's turn with this prompt goes to an engine."""
+        """Remember that the session's turn with this prompt goes to an engine."""
         self._forget_mark(session)
         session.mark = prompt.mark()
         session.reply = None
@@ -210,7 +212,7 @@ class SessionTable:
         self._marks.setdefault(_mark_key(session), {})[session.session] = session
 
     def replied(self, session: LiveSession, reply: ReplyPrint | None, response_id: str) -> None:
-        """The turn got its reply."""
+        """Remember the reply that the session's turn got."""
         session.reply = reply
         if response_id:
             self._responses.pop((session.scope, session.response_id), None)
@@ -218,7 +220,7 @@ class SessionTable:
             self._responses[session.scope, response_id] = session
 
     def remove(self, session: LiveSession) -> None:
-        """The session has ended."""
+        """Forget a session that has ended."""
         if self.sessions.pop(session.session, None) is None:
             return
         self._num_of[session.scope] -= 1

@@ -78,7 +78,7 @@ class ToolSlots:
         self._control: Plane | None = None
 
     def attach(self, control: Plane) -> None:
-        """The control plane whose sessions the calls belong to."""
+        """Set the control plane whose sessions the calls belong to."""
         self._control = control
         control.ending.append(self._session_ends)
 
@@ -122,7 +122,9 @@ class ToolSlots:
         return lease
 
     def release(self, lease_id: str, *, error: bool = False, cpu_s: float = 0.0) -> Lease:
-        """The call is over. ApiProblem (404) if the lease is not held (any more)."""
+        """End a call and give its slot back; ApiProblem (404) if the lease is not held (any
+        more).
+        """
         lease = self._held(lease_id)
         self._finish(lease, error=error, cpu_s=cpu_s)
         return lease

@@ -21,7 +21,9 @@ HIT_WINDOW = 64
 
 
 def read_metrics(page: bytes) -> tuple[str, ServerMetrics] | None:
-    """The kind of server that a /metrics page is of, and its numbers; None if it is of none known."""
+    """Return the kind of server that a /metrics page is of, and its numbers; None if it is of none
+    known.
+    """
     for kind in metered_kinds():
         assert kind.metrics is not None
         found = parse_metrics(page, kind.metrics)
@@ -32,7 +34,7 @@ def read_metrics(page: bytes) -> tuple[str, ServerMetrics] | None:
 
 @cache
 def metered_kinds() -> tuple[ServerKind, ...]:
-    """Kinds of servers whose /metrics page is known."""
+    """Return the kinds of servers whose /metrics page is known."""
     found = [
         attribute(kind.server)() for kind in ENGINES.values() if isinstance(kind, ServerEngine)
     ]
@@ -129,7 +131,7 @@ class ReplicaView(SharedView):
             self._hit_rate = hits / (metrics.queried_tokens - before.queried_tokens)
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Return the number of blocks that hold so many tokens."""
         return -(-tokens // self.block_size)
 
     @property
@@ -177,7 +179,9 @@ class ReplicaView(SharedView):
         return sum(s.prompt_tokens for s in self.active if s.phase == Phase.ENGINE)
 
     def cached_tokens(self, turn: SessionView) -> int:
-        """What the session left there, if its last turn was there: backends tell no KV events."""
+        """Return what the session left at this replica, if its last turn was here. Backends tell no
+        KV events.
+        """
         here = turn.turn_index > 0 and self._shared.homes.get(turn.session) == self.index
         return min(turn.context_tokens, turn.prompt_tokens) if here else 0
 
@@ -239,7 +243,7 @@ class FleetView(SharedView):
 def hit_rate(
     hits: Sequence[tuple[int, int]] | deque[tuple[int, int]], counted: float | None
 ) -> float:
-    """Token-weighted rate; 1.0 before anything is known."""
+    """Return the token-weighted hit rate; 1.0 before anything is known."""
     prompt = sum(hit[1] for hit in hits)
     if prompt:
         return sum(hit[0] for hit in hits) / prompt

@@ -26,11 +26,11 @@ class Operations:
         self._gateway = gateway
 
     async def health(self, request: Request) -> Response:
-        """The process lives."""
+        """Answer that the process lives."""
         return Response(b'{"status":"ok"}', media_type=JSON)
 
     async def ready(self, request: Request) -> Response:
-        """Turns are taken: the gateway does not drain, and a backend is healthy."""
+        """Answer whether turns are taken: the gateway does not drain, and a backend is healthy."""
         gateway = self._gateway
         if gateway.guard.draining:
             return Response(error_body(503, "draining"), 503, media_type=JSON)
@@ -39,12 +39,12 @@ class Operations:
         return Response(b'{"status":"ready"}', media_type=JSON)
 
     async def metrics(self, request: Request) -> Response:
-        """All metrics."""
+        """Answer with all metrics."""
         page = self._gateway.meters.page()
         return Response(page, media_type="text/plain; version=0.0.4")
 
     async def sessions(self, request: Request) -> Response:
-        """Unfinished sessions, the longest silent first."""
+        """Answer with the unfinished sessions, the longest silent first."""
         now_s = self._gateway.clock.now_s()
         found = sorted(
             self._gateway.control.table.sessions.values(), key=lambda session: session.seen_ps

@@ -152,7 +152,7 @@ class ToolEndpoints:
         )
 
     async def release(self, request: Request) -> Response:
-        """The call is over."""
+        """End a tool call and give its slot back."""
         body = await self._body(request)
         lease = self._gateway.slots.release(
             _text(body, "lease"),
@@ -182,7 +182,7 @@ class ToolEndpoints:
 
 
 def decode(raw: bytes) -> dict[str, Any]:
-    """A request body; ApiProblem (400) that says what is wrong with it."""
+    """Decode a request body; ApiProblem (400) that says what is wrong with it."""
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

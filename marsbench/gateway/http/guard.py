@@ -145,7 +145,7 @@ class Guard:
 
 
 def endpoint_of(path: str) -> str:
-    """The endpoint of a path, of which there are few."""
+    """Return the endpoint of a path. There are few, so each can be a label of a metric."""
     if path.startswith("/s/"):
         path = "/" + path[3:].partition("/")[2]
     if path in ENDPOINTS:
@@ -167,7 +167,7 @@ async def refuse(send: Send, problem: ApiProblem) -> None:
 
 
 def api_key(headers: dict[bytes, bytes]) -> str:
-    """Bearer token or x-api-key of a request."""
+    """Return the bearer token or x-api-key of a request; empty if it has none."""
     given = headers.get(b"authorization", b"")
     if given[:7].lower() == b"bearer ":
         return given[7:].strip().decode("latin-1")
@@ -175,7 +175,7 @@ def api_key(headers: dict[bytes, bytes]) -> str:
 
 
 def scope_of(key: str, address: str) -> str:
-    """Whose sessions a request may continue; never the key itself."""
+    """Return whose sessions a request may continue; never the key itself."""
     if key:
         return "key:" + hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).hexdigest()
     return "addr:" + address

@@ -55,7 +55,9 @@ class BodyBudget:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[BodyShare]:
-        """The share of one request, given back when the request is over."""
+        """Hold the share of one request inside the block; it is given back when the request is
+        over.
+        """
         share = BodyShare(self)
         try:
             yield share
@@ -63,7 +65,7 @@ class BodyBudget:
             self.used -= share.num_bytes
 
     def take(self, num_bytes: int) -> None:
-        """So many bytes have come; ApiProblem (503) if there is no room for them."""
+        """Count bytes that have come; ApiProblem (503) if there is no room for them."""
         if self.used + num_bytes > self._most:
             raise ApiProblem(
                 503, "too many large requests at once", code="busy", retry_after_s=RETRY_S
@@ -97,14 +99,16 @@ class Connections:
         return not self._most or self._open[address] <= self._most
 
     def closed(self, address: str) -> None:
-        """The connection is gone."""
+        """Count a connection that is gone."""
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
 
 
 async def read_body(scope: Scope, receive: Receive, limits: Limits, share: BodyShare) -> bytes:
-    """The whole body; ApiProblem if it is too large, too slow, compressed, or its client goes away."""
+    """Read the whole body; ApiProblem if it is too large, too slow, compressed, or its client goes
+    away.
+    """
     encoding = next((v for k, v in scope["headers"] if k == b"content-encoding"), b"identity")
     if encoding.lower() != b"identity":
         raise ApiProblem(

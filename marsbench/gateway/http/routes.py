@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def routes(gateway: Gateway) -> list[Route]:
-    """All of a gateway's."""
+    """Return all routes of a gateway."""
     found = []
     pass_through = passing.PassThrough(gateway)
     for prefix in ("", "/s/{session_id}"):

@@ -93,18 +93,18 @@ class PatientProtocol(HttpToolsProtocol):
     # --- marsbench.gateway.backends.carry.Wire
 
     def write_part(self, data: bytes) -> None:
-        """A chunk of the current response's body."""
+        """Write a chunk of the current response's body."""
         if not self.transport.is_closing():
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def when_full(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Until others are given."""
+        """Set what to call when the client reads too slowly, and when it reads again."""
         self._pause, self._resume = pause, resume
         if self.flow.write_paused:
             pause()
 
     def abort(self) -> None:
-        """Cut it."""
+        """Cut the connection."""
         self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -149,7 +149,7 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came (called between two instructions of the main thread)."""
+        """Begin to drain on a signal. It is called between two instructions of the main thread."""
         if self._gateway.guard.draining or self._loop is None or not self.started:
             self.should_exit = True
             return
@@ -172,7 +172,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def make_server(gateway: Gateway) -> DrainingServer:
-    """A server for a gateway; ``run()`` or ``await serve()`` it."""
+    """Make a server for a gateway; ``run()`` or ``await serve()`` it."""
     settings = gateway.settings
     protocol = type(
         "GatewayProtocol",
@@ -202,12 +202,12 @@ def make_server(gateway: Gateway) -> DrainingServer:
 
 
 def bind(settings: GatewaySettings) -> socket.socket:
-    """A gateway's listening socket; ConfigError if the address cannot be had."""
+    """Open a gateway's listening socket; ConfigError if the address cannot be had."""
     return listen(settings.host, settings.port)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ConfigError if the address cannot be had."""
+    """Open a listening socket; ConfigError if the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family)
     try:
@@ -223,7 +223,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def build_gateway(settings: GatewaySettings) -> Gateway:
-    """The gateway of an operator's settings: the system by name, the deployment by profile."""
+    """Build the gateway of an operator's settings: the system by name, the deployment by
+    profile.
+    """
     from marsbench.engine.profile import load_profile
     from marsbench.registry import load
     from marsbench.system import System

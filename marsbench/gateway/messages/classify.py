@@ -53,7 +53,7 @@ _COMMAND_KEY = re.compile(r'"(?:command|cmd|script|code)"\s*:\s*\[?\s*"((?:[^"\\
 
 
 def classify(name: str, arguments: str = "") -> str:
-    """Class of a call; ``arguments`` is the start of its JSON arguments."""
+    """Return the class of a call; ``arguments`` is the start of its JSON arguments."""
     plain = name.lower().rpartition("__")[2]
     if name.lower().startswith("mcp__"):
         return "mcp"

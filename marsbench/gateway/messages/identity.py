@@ -58,7 +58,7 @@ def identify(
     *,
     session_per_key: bool = False,
 ) -> ClientIdentity:
-    """The most explicit identity a request carries."""
+    """Return the most explicit identity that a request carries."""
     parent = next((headers[name] for name in PARENT_HEADERS if headers.get(name)), "")
     last = any(headers.get(name, "").lower() in {"1", "true"} for name in LAST_HEADERS)
     key, source = _key(path_id, headers, body)

@@ -87,13 +87,13 @@ class Prompt:
         return digest(self.head)
 
     def complete(self) -> list[bytes]:
-        """Pieces that later prompts can only repeat whole."""
+        """Return the pieces that later prompts can only repeat whole."""
         if self.messages or not self.pieces or len(self.pieces[-1]) == CHUNK_BYTES:
             return self.pieces
         return self.pieces[:-1]
 
     def mark(self) -> Mark:
-        """Where this prompt ends."""
+        """Return a mark of where this prompt ends."""
         full = self.complete()
         tail = self.pieces[-1] if len(full) < len(self.pieces) else b""
         last = self.chain[-1] if self.chain else b""
@@ -118,17 +118,17 @@ class Prompt:
         return self.mark() == mark
 
     def after(self, mark: Mark) -> Sequence[Any]:
-        """Messages that the marked prompt did not have."""
+        """Return the messages that the marked prompt did not have."""
         return self.messages[mark.depth :]
 
 
 def digest(data: bytes) -> bytes:
-    """Digest used for identity inside one gateway."""
+    """Return a digest that is used for identity inside one gateway."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def read_prompt(api: str, body: Mapping[str, Any]) -> Prompt:
-    """The prompt of a request body; ApiProblem (400) if it has none."""
+    """Read the prompt of a request body; ApiProblem (400) if it has none."""
     model = body.get("model", "")
     if not isinstance(model, str):
         raise ApiProblem(400, "model: expected a string", code="invalid_model")
@@ -168,7 +168,9 @@ def reply_print(message: Mapping[str, Any]) -> ReplyPrint:
 
 
 def tool_results(messages: Sequence[Any]) -> Iterator[ToolResult]:
-    """Results among messages: ``tool`` messages, Anthropic's blocks, the Responses API's items."""
+    """Yield the results among messages: ``tool`` messages, Anthropic's blocks, the Responses API's
+    items.
+    """
     for message in _dicts(messages):
         for block in _dicts(message.get("content")):
             if block.get("type") == "tool_result":
@@ -186,7 +188,7 @@ def tool_results(messages: Sequence[Any]) -> Iterator[ToolResult]:
 
 
 def message_bytes(message: Any) -> bytes:
-    """A message as canonical bytes."""
+    """Return a message as canonical bytes."""
     if not isinstance(message, dict):
         return _encode(message)
     role = str(message.get("role") or message.get("type") or "")
@@ -259,7 +261,7 @@ def _text(content: Any) -> bytes:
 
 
 def arguments_digest(arguments: Any) -> bytes:
-    """Digest of tool arguments that are an object, whatever way its text was written."""
+    """Return a digest of tool arguments that are an object, whatever way its text was written."""
     return digest(_encode(arguments))
 
 

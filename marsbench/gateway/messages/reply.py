@@ -39,7 +39,7 @@ class ReplyCall:
             self.arguments = (self.arguments + text)[:COMMAND_CHARS]
 
     def print(self) -> bytes:
-        """Digest of the arguments, as ``ReplyPrint`` has it."""
+        """Return the digest of the arguments, as ``ReplyPrint`` has it."""
         if self.fragments is None:
             return bytes(self.hasher.digest())
         try:
@@ -170,7 +170,7 @@ class Reply:
         return self.text_bytes + self.reasoning_bytes + calls
 
     def print(self) -> ReplyPrint:
-        """How a later prompt would carry it, if verbatim."""
+        """Return how a later prompt would carry this reply, if verbatim."""
         calls = tuple((c.call_id, c.name, c.print()) for c in self.calls.values())
         self._take_text()
         return ReplyPrint(self._text.digest(), calls)

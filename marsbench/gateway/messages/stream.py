@@ -28,7 +28,7 @@ class StreamPass:
         self._unread_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
-        """What of these bytes, and of those held back before, goes to the client now."""
+        """Return what of these bytes, and of those held back before, goes to the client now."""
         if self._rest or not data.endswith(b"\n\n"):
             data = self._whole_events(data)
             if not data:
@@ -42,7 +42,9 @@ class StreamPass:
         return data
 
     def finish(self) -> bytes:
-        """The stream has ended: read what is still to be read; what came after the last event."""
+        """End the stream: read what is still to be read, and return what came after the last
+        event.
+        """
         self._read()
         rest, self._rest = self._rest, b""
         return rest
@@ -74,7 +76,7 @@ class StreamPass:
 
 
 def split_events(data: bytes) -> Iterator[bytes]:
-    """Complete events, with the blank line that ends them."""
+    """Yield complete events, with the blank line that ends them."""
     if b"\r" not in data:
         *events, rest = data.split(b"\n\n")
         for event in events:
@@ -89,7 +91,7 @@ def split_events(data: bytes) -> Iterator[bytes]:
 
 
 def event_data(event: bytes) -> bytes:
-    """The payload of an event: its data lines joined; empty for comments and ``[DONE]``."""
+    """Return the payload of an event: its data lines joined; empty for comments and ``[DONE]``."""
     if event.startswith(b"data: ") and event.find(b"\n", 6) >= len(event) - 2:
         data = event[6:].strip()
     else:

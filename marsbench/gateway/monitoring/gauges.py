@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def put_on_page(gateway: Gateway) -> None:
-    """Everything that is looked up when somebody asks."""
+    """Put everything on the metrics page that is looked up when somebody asks."""
     _states(gateway)
     _totals(gateway)
     _backends(gateway)

@@ -12,7 +12,7 @@ FORMATS = ("text", "json")
 
 
 def log_to_stderr(form: str) -> None:
-    """Warnings of everybody and the gateway's access log, in one of FORMATS."""
+    """Log everybody's warnings and the gateway's accesses to stderr, in one of FORMATS."""
     if form not in FORMATS:
         raise ConfigError(f"--log-format {form!r}: choose one of {', '.join(FORMATS)}")
     handler = logging.StreamHandler()
@@ -29,7 +29,7 @@ class JsonLines(logging.Formatter):
     """A log record as a JSON object; the access log's own fields are fields of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line of JSON."""
         at = datetime.fromtimestamp(record.created, UTC)
         line = {
             "time": at.isoformat(timespec="milliseconds"),

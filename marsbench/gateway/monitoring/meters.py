@@ -83,23 +83,23 @@ class Meters:
         ).labels(*info.values()).set(1)  # fmt: skip
 
     def gauge(self, name: str, text: str, read: Reading) -> None:
-        """A value that is looked up at each scrape."""
+        """Add a value that is looked up at each scrape."""
         self._read.plain[PREFIX + name] = GaugeMetricFamily, text, read
 
     def counter(self, name: str, text: str, read: Reading) -> None:
-        """A total that somebody else counts, looked up at each scrape."""
+        """Add a total that somebody else counts, looked up at each scrape."""
         self._read.plain[PREFIX + name] = CounterMetricFamily, text, read
 
     def backend_gauge(self, name: str, text: str, read: BackendReading) -> None:
-        """A value of each backend, looked up at each scrape."""
+        """Add a value of each backend, looked up at each scrape."""
         self._read.labelled[PREFIX + "backend_" + name] = GaugeMetricFamily, text, read
 
     def backend_counter(self, name: str, text: str, read: BackendReading) -> None:
-        """A total that each backend counts, looked up at each scrape."""
+        """Add a total that each backend counts, looked up at each scrape."""
         self._read.labelled[PREFIX + "backend_" + name] = CounterMetricFamily, text, read
 
     def page(self) -> bytes:
-        """Everything as text."""
+        """Return all metrics as text."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -120,7 +120,7 @@ class _Readings(Collector):
         self.labelled: dict[str, tuple[Family, str, BackendReading]] = {}
 
     def collect(self) -> Iterable[Metric]:
-        """Called by the registry."""
+        """Yield the values of now; the registry calls this at each scrape."""
         for name, (family, text, read) in self.plain.items():
             yield family(name, text, value=read())
         for name, (family, text, read_all) in self.labelled.items():

@@ -67,7 +67,7 @@ class Traces:
     # --- TurnObserver
 
     def sent(self, exchange: Exchange, at_ps: int) -> None:
-        """A turn goes to a backend, which is told the turn's span."""
+        """Begin the span of a turn that goes to a backend, which is told of it."""
         session = exchange.session
         given = {name: value for name, value in exchange.headers if name in TRACE_HEADERS}
         above = _propagator.extract(given) if "traceparent" in given else self._above(session)
@@ -95,7 +95,7 @@ class Traces:
         exchange.headers = [*kept, *told.items()]
 
     def done(self, exchange: Exchange, reply: Reply, end: TurnEnd, at_ps: int) -> None:
-        """The turn has ended."""
+        """End the span of a turn."""
         span = self._turns.pop(exchange.session.session, None)
         if span is None:
             return
@@ -115,7 +115,7 @@ class Traces:
     # --- EventSink
 
     def event(self, event: Event, session_id: str) -> None:
-        """One event of the stream."""
+        """Take in one event of the stream."""
         take = _TAKES.get(event.kind)
         if take is not None:
             take(self, event, session_id)

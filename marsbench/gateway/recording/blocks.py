@@ -38,7 +38,9 @@ class BlockChain:
         self._rest = data[end:]
 
     def common_blocks(self, other: BlockChain) -> int:
-        """Leading blocks that both have (a chain agrees up to a point and never again)."""
+        """Count the leading blocks that both have. Chains agree up to a point and never again after
+        it.
+        """
         low, high = 0, min(len(self), len(other))
         while low < high:
             middle = (low + high + 1) // 2
@@ -51,7 +53,7 @@ class BlockChain:
 
 
 def chain_of(prompt: Prompt, salt: bytes) -> BlockChain:
-    """The chain of a whole prompt: its head, then its pieces."""
+    """Return the chain of a whole prompt: its head, then its pieces."""
     size = TEXT_BLOCK_BYTES if prompt.tokens is None else TOKEN_BLOCK_BYTES
     chain = BlockChain(salt, size)
     chain.extend(prompt.head + b"".join(prompt.pieces))
@@ -59,5 +61,5 @@ def chain_of(prompt: Prompt, salt: bytes) -> BlockChain:
 
 
 def head_id(prompt: Prompt, salt: bytes) -> str:
-    """Name of a shared head that says nothing about its text."""
+    """Return a name of a shared head that says nothing about its text."""
     return hashlib.blake2b(prompt.head, digest_size=DIGEST_BYTES, key=salt).hexdigest()

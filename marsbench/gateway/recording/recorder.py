@@ -72,7 +72,7 @@ class TraceRecorder:
     # --- what the proxy and the bus say --------------------------------------------------------
 
     def sent(self, exchange: Exchange, at_ps: int) -> None:
-        """The turn goes to a backend: the gap before it is over."""
+        """Note that the turn goes to a backend: the gap before it is over."""
         session = exchange.session
         tape = self._tapes.get(session.session)
         if tape is None and session.past is not None:
@@ -88,7 +88,7 @@ class TraceRecorder:
         tape.returned(exchange.prompt, self._ready_ps.get(session.session, at_ps))
 
     def done(self, exchange: Exchange, reply: Reply, end: TurnEnd, at_ps: int) -> None:
-        """The turn has ended; one that failed is as if it had not been."""
+        """Note that the turn has ended; one that failed is as if it had not been."""
         session = exchange.session
         if not end.ok:
             return
@@ -103,7 +103,7 @@ class TraceRecorder:
         tape.add(note, exchange.prompt)
 
     def event(self, event: Event, session_id: str) -> None:
-        """Times of turns and tool calls."""
+        """Take the times of turns and tool calls from an event."""
         if event.kind == Kind.TURN_READY:
             self._ready_ps[event.session] = round(event.time_s * 1e12)
             return
@@ -126,7 +126,7 @@ class TraceRecorder:
             tape.tool_ended(event.call, call, at_ps)
 
     def ended(self, session: LiveSession, status: Status) -> None:
-        """The session is over: write it, or give it to its parent."""
+        """Write a session that is over, or give it to its parent."""
         tape = self._tapes.pop(session.session, None)
         self._ready_ps.pop(session.session, None)
         if tape is None:
@@ -169,11 +169,11 @@ class TraceRecorder:
         self._count(made)
 
     def sync(self) -> None:
-        """Onto the disk (blocks; call it from a thread)."""
+        """Bring the file onto the disk. This blocks: call it from a thread."""
         self._file.sync()
 
     def close(self) -> None:
-        """All sessions have ended."""
+        """Write what is left and close the file; all sessions have ended."""
         for tape, _ in self._silent.values():
             self._write(tape)
         self._file.close()

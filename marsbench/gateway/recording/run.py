@@ -137,7 +137,7 @@ class RunRecorder:
     # --- what happens ----------------------------------------------------------------------------
 
     def take(self, rows: Ints, log: EventLog) -> None:
-        """Rows that are new in the gateway's log."""
+        """Take in the rows that are new in the gateway's log."""
         self._part.strings = log.strings
         rows = rows[rows[:, SESSION] >= 0]
         for at in np.flatnonzero(rows[:, KIND] == Kind.SESSION_ARRIVE):
@@ -154,7 +154,7 @@ class RunRecorder:
                     self._end(session)
 
     def load(self, now_ps: int, load: GatewayLoad, tool_cores: int) -> None:
-        """How busy backends and tools are now: counted, and now and then written."""
+        """Note how busy backends and tools are now: always counted, and now and then written."""
         part, span_ps = self._part, now_ps - self._loaded_ps
         self._loaded_ps = now_ps
         running = min(load.tools_running, tool_cores) if tool_cores else load.tools_running
@@ -173,7 +173,7 @@ class RunRecorder:
             part.samples.append([now_ps, int(kind), -1, -1, -1, *payload])
 
     def due(self, now_ps: int) -> RunPart | None:
-        """The part that is to be written now, if there is one; another one is begun."""
+        """Return the part that is to be written now, and begin another one; None if none is due."""
         part = self._part
         full = part.num_events >= PART_EVENTS
         if not part.sessions or not (full or now_ps - part.began_ps >= to_ps(self._part_s)):
@@ -181,8 +181,8 @@ class RunRecorder:
         return self._cut(now_ps)
 
     def last(self, now_ps: int) -> RunPart:
-        """The last part, with what has not ended: a session whose last reply asked for nothing more
-        is over, any other is unfinished.
+        """Return the last part, with what has not ended: a session whose last reply asked for
+        nothing more is over, any other is unfinished.
         """
         for root in list(self._alive):
             self._close(root)
@@ -191,7 +191,9 @@ class RunRecorder:
     # --- writing (blocks: called from a thread) ----------------------------------------------------
 
     def write(self, part: RunPart) -> None:
-        """Onto the disk. A part that cannot be written is lost, and the gateway goes on."""
+        """Write a part onto the disk. A part that cannot be written is lost, and the gateway goes
+        on.
+        """
         if not part.sessions:
             return
         try:
@@ -201,7 +203,7 @@ class RunRecorder:
             logger.warning("%s: %d sessions are lost: %s", self.path, len(part.sessions), error)
 
     def finish(self) -> None:
-        """Merge the parts: the run is over."""
+        """Merge the parts, since the run is over."""
         self._folder.finish()
 
     def _write(self, part: RunPart) -> None:
@@ -267,8 +269,8 @@ class RunRecorder:
 
 
 def log_of(part: RunPart, tool_cores: int) -> EventLog:
-    """A part as the event log of a cell: sessions numbered from 0 in order of arrival, times from the
-    first arrival, and RUN_END.
+    """Return a part as the event log of a cell: sessions numbered from 0 in order of arrival, times
+    from the first arrival, and RUN_END.
     """
     log = EventLog()
     for text in part.strings:
@@ -305,9 +307,10 @@ def log_of(part: RunPart, tool_cores: int) -> EventLog:
 
 
 def over(rows: Ints, strings: Sequence[str]) -> Ints:
-    """The rows of a session up to its end, which is its last token: a gateway hears of it later, from
-    its client or from a long silence. Without a SESSION_END it is given one if its last turn was
-    answered and asked for nothing more.
+    """Return the rows of a session up to its end, which is its last token: a gateway hears of it
+    later, from its client or from a long silence.
+
+    Without a SESSION_END it is given one if its last turn was answered and asked for nothing more.
     """
     answers = rows[rows[:, KIND] == Kind.GPU_END]
     ends = rows[rows[:, KIND] == Kind.SESSION_END]
@@ -340,7 +343,7 @@ def _distinct(ids: Sequence[str]) -> list[str]:
 
 
 def run_recorder(settings: GatewaySettings, path: Path) -> RunRecorder:
-    """The run folder of a gateway, with what it was asked to do, secrets left out."""
+    """Open the run folder of a gateway, with what it was asked to do, secrets left out."""
     key = CellKey(
         workload="served",
         system=settings.system,

@@ -58,7 +58,7 @@ class Tape:
         self._chain: BlockChain | None = None
 
     def add(self, note: Note, prompt: Prompt) -> None:
-        """A turn has ended well."""
+        """Add a turn that has ended well."""
         chain = chain_of(prompt, self._salt)
         if self.notes:
             self._compare(self.notes[-1], note, prompt, chain)
@@ -66,13 +66,13 @@ class Tape:
         self.notes.append(note)
 
     def tool_ended(self, index: int, call: ToolCall, at_ps: int) -> None:
-        """A tool call of the last turn is back."""
+        """Note that a tool call of the last turn is back."""
         if self.notes:
             self.notes[-1].tools[index] = call
             self.tool_end_ps = max(self.tool_end_ps, at_ps)
 
     def returned(self, prompt: Prompt, ready_ps: int) -> None:
-        """The next turn is ready: the gap is known, and what the tools gave back."""
+        """Note that the next turn is ready: the gap is known, and what the tools gave back."""
         if not self.notes:
             return
         last = self.notes[-1]
@@ -95,7 +95,7 @@ class Tape:
                 )
 
     def session(self, prefix_tokens: int) -> Session | None:
-        """The trace line; None if no turn ended well."""
+        """Return the trace line; None if no turn ended well."""
         if not self.notes:
             return None
         first = self.notes[0].prompt_tokens
@@ -205,7 +205,7 @@ def note_of(
     *,
     estimated: bool,
 ) -> Note:
-    """The note of a turn that has just ended: (prompt, output) tokens, (ready, end) times."""
+    """Make the note of a turn that has just ended: (prompt, output) tokens, (ready, end) times."""
     return Note(
         prompt_tokens=max(1, tokens[0]),
         output_tokens=max(1, tokens[1]),

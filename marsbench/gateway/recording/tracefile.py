@@ -64,11 +64,11 @@ class TraceFile:
         self.num_lines += 1
 
     def sync(self) -> None:
-        """Onto the disk."""
+        """Bring what was written onto the disk."""
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Onto the disk, and let go of the file."""
+        """Bring what was written onto the disk, and let go of the file."""
         self.sync()
         os.close(self._file)
 
@@ -90,7 +90,9 @@ class TraceFile:
 
 
 def whole_bytes(path: Path) -> int:
-    """Length of a trace file up to the end of its last complete member, frame or line."""
+    """Return the length of a trace file up to the end of its last complete member, frame or
+    line.
+    """
     if path.suffix in {".gz", ".zst"}:
         return _whole_members(path, path.suffix)
     data = path.read_bytes()

@@ -12,7 +12,9 @@ KINDS: tuple[ServerKind, ...] = (Vllm(), Sglang(), OpenAi())
 
 
 def read_metrics(page: bytes) -> tuple[ServerKind, ServerMetrics] | None:
-    """Whose page this is and what it says; None if it is no known server's."""
+    """Find out which kind of server a ``/metrics`` page is of, and read it; None if it is no known
+    server's.
+    """
     for kind in KINDS:
         if kind.metrics is not None:
             found = parse_metrics(page, kind.metrics)

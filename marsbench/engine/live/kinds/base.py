@@ -58,20 +58,24 @@ class ServerKind(Protocol):
         ...
 
     def fields(self, request: CompletionRequest) -> dict[str, Any]:
-        """Fields of a completion request beyond the OpenAI API."""
+        """Return the fields of a completion request beyond the OpenAI API."""
         ...
 
     def command(self, launch: Launch) -> ServerCommand:
-        """How to start one; EngineError for flags with which it would not start."""
+        """Return how to start a server; EngineError for flags with which it would not start."""
         ...
 
     def check_log(self, launch: Launch, log: str) -> None:
-        """EngineError if a server that is ready is not what was to be started, as its log tells."""
+        """Raise EngineError if a server that is ready is not what was to be started, as its log
+        tells.
+        """
         ...
 
 
 def told(policies: Identity, link: Mapping[str, str]) -> dict[str, Any]:
-    """What a server with policies of ours inside is told: the system, and where to listen and tell."""
+    """Return what a server with policies of ours inside is told: the system, and where to listen
+    and tell.
+    """
     return {
         "system": policies.system,
         "profile": policies.profile,

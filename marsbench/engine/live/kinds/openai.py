@@ -20,12 +20,12 @@ class OpenAi:
     hosts_policies = False
 
     def fields(self, request: CompletionRequest) -> dict[str, Any]:
-        """None: a server may refuse what it does not know."""
+        """Return no field, since a server may refuse what it does not know."""
         return {}
 
     def command(self, launch: Launch) -> ServerCommand:
-        """There is nothing to start."""
+        """Raise EngineError, since there is nothing that marsbench could start."""
         raise EngineError("engine openai needs an address: -c engine.params.url=http://HOST:PORT")
 
     def check_log(self, launch: Launch, log: str) -> None:
-        """There is no server of ours."""
+        """Do nothing: the server is not ours, and we have no log of it."""

@@ -52,10 +52,11 @@ class Sglang:
     hosts_policies = True
 
     def fields(self, request: CompletionRequest) -> dict[str, Any]:
-        """Exact output lengths, token ids, and what a scheduler may know of the turn.
+        """Ask for exact output lengths and token ids, and say what a scheduler may know of the
+        turn.
 
         The priority is always told: a server that schedules by priorities puts requests without one
-        last, any other reads it and does nothing.
+        last, and any other reads it and does nothing.
         """
         body: dict[str, Any] = {
             "ignore_eos": True,
@@ -69,7 +70,9 @@ class Sglang:
         return body
 
     def command(self, launch: Launch) -> ServerCommand:
-        """Plain SGLang; with policies of ours inside, the same with its plug-in switched on."""
+        """Return the command of a plain SGLang server; with policies of ours inside, its plug-in is
+        switched on.
+        """
         check_flags(launch.flags)
         options = launch.options
         if options.scheduler_cls:
@@ -102,7 +105,9 @@ class Sglang:
         return ServerCommand((*argv, *extra), url, SERVED_NAME, env, (ANNOUNCED,))
 
     def check_log(self, launch: Launch, log: str) -> None:
-        """SGLang serves without a plug-in that it could not load: ours says so when it is there."""
+        """Raise EngineError if the plug-in is missing from the log: SGLang serves without one it
+        could not load.
+        """
         if launch.policies is not None and STARTED.partition("{")[0] not in log:
             raise EngineError(
                 "SGLang started without the plug-in that runs the policies; its log says why (look "
@@ -111,7 +116,7 @@ class Sglang:
 
 
 def check_flags(config: EngineConfig) -> None:
-    """EngineError for flags with which SGLang would not start, or not do what they say."""
+    """Raise EngineError for flags with which SGLang would not start, or would not do what they say."""
     check(config, "sglang")
     if config.enable_session_radix_cache:
         raise EngineError(

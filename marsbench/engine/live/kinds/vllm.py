@@ -45,7 +45,9 @@ class Vllm:
     hosts_policies = True
 
     def fields(self, request: CompletionRequest) -> dict[str, Any]:
-        """Exact output lengths, token ids, and what a scheduler may know of the turn."""
+        """Ask for exact output lengths and token ids, and say what a scheduler may know of the
+        turn.
+        """
         # NOTE: min_tokens would fix lengths too, by masking logits in every step: that costs time.
         body: dict[str, Any] = {"ignore_eos": True, "return_token_ids": True}
         if request.session_id:
@@ -57,8 +59,10 @@ class Vllm:
         return body
 
     def command(self, launch: Launch) -> ServerCommand:
-        """``python -m``, because CPU builds of vLLM are distributed under another name, which breaks
-        the ``vllm`` console script.
+        """Return the command that starts vLLM's API server.
+
+        It is ``python -m``, because CPU builds of vLLM are distributed under another name, which
+        breaks the ``vllm`` console script.
         """
         check_length(launch.flags)
         options = launch.options
@@ -97,11 +101,11 @@ class Vllm:
         return ServerCommand((*argv, *extra), url, SERVED_NAME, env)
 
     def check_log(self, launch: Launch, log: str) -> None:
-        """A vLLM that cannot load its scheduler class does not start."""
+        """Do nothing: a vLLM that cannot load its scheduler class does not start."""
 
 
 def scheduler_for(flags: Sequence[str]) -> str:
-    """The scheduler class that goes with the other flags of a server."""
+    """Return the scheduler class, as a dotted path, that goes with the other flags of a server."""
     return SYNC_SCHEDULER if "--no-async-scheduling" in flags else SCHEDULER
 
 
