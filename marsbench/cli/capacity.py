@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from marsbench.cli import EXIT_INTERRUPTED, EXIT_TERMINATED, RunFailed, options
+from marsbench.cli import options
 from marsbench.cli.run import stored_below
-from marsbench.cli.termination import like_an_interrupt
+from marsbench.cli.termination import like_an_interrupt, unfinished
 from marsbench.config import load_config
 
 SEEDS = 5
@@ -19,12 +19,7 @@ SEEDS = 5
 
 
 def command(
-    experiment: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Experiment files, later ones on top; RUN/config.yaml repeats a search."
-        ),
-    ] = None,
+    experiment: options.Experiment = None,
     slo: Annotated[
         str | None,
         typer.Option(
@@ -82,17 +77,10 @@ def command(
         ),
     ] = None,
     config: options.Config = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Run folder.", show_default="out/TIME-EXPERIMENT"),
-    ] = None,
+    out: options.RunOut = None,
     jobs: options.Jobs = "1",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the search in --out with the cells it has.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.")
-    ] = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print capacity.json.")] = False,
@@ -141,7 +129,6 @@ def _find(
     **given: Any,
 ) -> Any:
     from marsbench.cli.progress import make_reporter
-    from marsbench.experiment.memo import default_folder
     from marsbench.experiment.sustained import find_capacity
     from marsbench.registry import unknown
 
@@ -152,7 +139,7 @@ def _find(
         out,
         reporter=make_reporter(quiet=quiet),
         jobs=options.number_of_jobs(jobs),
-        cache=None if no_cache else (cache or default_folder()),
+        cache=options.cache_folder(cache, no_cache=no_cache),
         **given,
     )
 
@@ -188,16 +175,7 @@ def _show(result: Any, baseline: str | None, *, as_json: bool) -> None:
 
 
 def _complain(result: Any, *, terminated: bool) -> None:
-    """A search that is not complete ends with one line: status 1, 130 after Ctrl-C, 143 after SIGTERM."""
-    if result.complete:
-        return
-    kept = f"finished cells are kept; continue with --resume --out {result.folder}"
-    if result.interrupted:
-        word, code = (
-            ("terminated", EXIT_TERMINATED) if terminated else ("interrupted", EXIT_INTERRUPTED)
-        )
-        raise RunFailed(f"{word}: {kept}", code=code)
-    cell, error = result.failures[0]
-    raise RunFailed(
-        f"{len(result.failures)} cells failed, first {cell.describe()}: {error}; {kept}"
-    )
+    """Raise RunFailed for a search that is not complete."""
+    if not result.complete:
+        kept = f"finished cells are kept; continue with --resume --out {result.folder}"
+        raise unfinished(result, kept, terminated=terminated)

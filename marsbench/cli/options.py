@@ -105,6 +105,22 @@ Config = Annotated[
         "name alone, such as num_blocks=2000.",
     ),
 ]
+Experiment = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Experiment files, later ones on top; RUN/config.yaml repeats a run."),
+]
+RunOut = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Run folder.", show_default="out/TIME-EXPERIMENT"),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run in --out: its experiment, without the cells that are finished.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 Jobs = Annotated[
     str, typer.Option("--jobs", "-j", help="Processes; for run also ray, ray://HOST:PORT.")
 ]
@@ -154,6 +170,13 @@ def overrides(given: Iterable[str] | None) -> list[str]:
             raise unknown("key", key, known)
         found.append(known.get(key, "") + text)
     return found
+
+
+def cache_folder(cache: Path | None, *, no_cache: bool) -> Path | None:
+    """The folder that --cache and --no-cache mean; None where everything is to be measured."""
+    from marsbench.experiment.memo import default_folder
+
+    return None if no_cache else cache or default_folder()
 
 
 def experiment_flags(**given: Any) -> dict[str, Any]:

@@ -48,7 +48,6 @@ def command(
     """
     from marsbench.cli.progress import make_reporter
     from marsbench.errors import ConfigError
-    from marsbench.experiment.memo import default_folder
     from marsbench.experiment.reproduction import Repetition
     from marsbench.experiment.study import load_study
     from marsbench.registry import unknown
@@ -73,7 +72,7 @@ def command(
         out or Path("out") / f"reproduce-{study}",
         make_reporter(quiet=quiet),
         options.number_of_jobs(jobs),
-        None if no_cache else cache or default_folder(),
+        options.cache_folder(cache, no_cache=no_cache),
         trace,
         {key: value for key, value in flags.items() if value},
     )

@@ -9,17 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from marsbench.cli import EXIT_INTERRUPTED, EXIT_TERMINATED, RunFailed, options
-from marsbench.cli.termination import like_an_interrupt
+from marsbench.cli import EXIT_TERMINATED, RunFailed, options
+from marsbench.cli.termination import like_an_interrupt, unfinished
 from marsbench.config import ExperimentConfig, load_config
 from marsbench.errors import ConfigError
 
 
 def run(
-    experiment: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Experiment files, later ones on top; RUN/config.yaml repeats a run."),
-    ] = None,
+    experiment: options.Experiment = None,
     workload: options.Workload = None,
     system: options.System = None,
     profile: options.Profile = None,
@@ -42,21 +39,10 @@ def run(
         ),
     ] = None,
     config: options.Config = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Run folder.", show_default="out/TIME-EXPERIMENT"),
-    ] = None,
+    out: options.RunOut = None,
     jobs: options.Jobs = "1",
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the run in --out: its experiment, without the cells that are finished.",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.")
-    ] = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     shard: Annotated[
         str,
         typer.Option(
@@ -135,7 +121,6 @@ def _run(
     **given: Any,
 ) -> Any:
     from marsbench.cli.progress import make_reporter
-    from marsbench.experiment.memo import default_folder
     from marsbench.experiment.runner import run_experiment
     from marsbench.experiment.shards import parse_shard
 
@@ -145,7 +130,7 @@ def _run(
         reporter=make_reporter(quiet=quiet),
         jobs=options.workers(jobs),
         shard=parse_shard(shard) if shard else None,
-        cache=None if no_cache else (cache or default_folder()),
+        cache=options.cache_folder(cache, no_cache=no_cache),
         **given,
     )
 
@@ -160,9 +145,7 @@ def _print_table(result: Any) -> None:
 
 
 def _complain(result: Any, *, terminated: bool) -> None:
-    """A run that is not complete ends with one line and a status: 1 if cells failed, 130 after
-    Ctrl-C, 143 after SIGTERM.
-    """
+    """Raise RunFailed for a run that is not complete, or in which a metric raised."""
     if result.complete:
         _complain_of_metrics(result)
         return
@@ -171,15 +154,7 @@ def _complain(result: Any, *, terminated: bool) -> None:
         f"{finished} of {result.num_cells} cells are kept in {result.folder}; "
         f"continue with --resume --out {result.folder}"
     )
-    if result.interrupted:
-        word, code = (
-            ("terminated", EXIT_TERMINATED) if terminated else ("interrupted", EXIT_INTERRUPTED)
-        )
-        raise RunFailed(f"{word}: {kept}", code=code)
-    cell, error = result.failures[0]
-    raise RunFailed(
-        f"{len(result.failures)} cells failed, first {cell.describe()}: {error}; {kept}"
-    )
+    raise unfinished(result, kept, terminated=terminated)
 
 
 def _complain_of_metrics(result: Any) -> None:

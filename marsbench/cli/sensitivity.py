@@ -61,7 +61,7 @@ def command(
     """
     from marsbench.cli.progress import make_reporter
     from marsbench.experiment.lab import Lab
-    from marsbench.experiment.memo import Memo, default_folder
+    from marsbench.experiment.memo import Memo
     from marsbench.experiment.pool import Pool
     from marsbench.experiment.sensitivity import check, grid_of, named_system
     from marsbench.report.intervals import MIN_SEEDS
@@ -75,7 +75,7 @@ def command(
     )  # fmt: skip
     loaded = load_config(flags=flags, overrides=options.overrides(config))
     reporter = make_reporter(quiet=quiet)
-    memo = Memo(None if no_cache else cache or default_folder(), reporter.note)
+    memo = Memo(options.cache_folder(cache, no_cache=no_cache), reporter.note)
     with Pool(options.number_of_jobs(jobs)) as pool:
         lab = Lab(loaded, memo, pool, reporter)
         grid = grid_of(named_system(lab), values(param or ()))

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run as Ctrl-C does: what is finished is kept, and said."""
+"""How a run that does not finish ends: SIGTERM as Ctrl-C, and one line that says what is kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from marsbench.cli import EXIT_INTERRUPTED, EXIT_TERMINATED, RunFailed
+
+if TYPE_CHECKING:
+    from marsbench.experiment.runner import RunResult
 
 
 @contextmanager
@@ -27,3 +33,19 @@ def like_an_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def unfinished(result: RunResult, kept: str, *, terminated: bool) -> RunFailed:
+    """The error in which a run ends that is not complete; ``kept`` says what is left and how to go on.
+
+    Its status is 130 after Ctrl-C, 143 after SIGTERM, and 1 if cells failed, of which it names the first.
+    """
+    if result.interrupted:
+        word, code = (
+            ("terminated", EXIT_TERMINATED) if terminated else ("interrupted", EXIT_INTERRUPTED)
+        )
+        return RunFailed(f"{word}: {kept}", code=code)
+    cell, error = result.failures[0]
+    return RunFailed(
+        f"{len(result.failures)} cells failed, first {cell.describe()}: {error}; {kept}"
+    )

@@ -71,7 +71,7 @@ def command(
             min=0.0,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare two engines step by step; exits with status 1 if they differ.
 
