@@ -13,6 +13,10 @@ from marsbench.engine.live.options import LiveOptions
 from marsbench.engine.live.request import CompletionRequest
 from marsbench.engine.live.server import ServerCommand
 from marsbench.engine.plan import Identity
+from marsbench.errors import EngineError
+
+SERVED_NAME = "marsbench"
+"""What a server that we start calls its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +88,27 @@ def told(policies: Identity, link: Mapping[str, str]) -> dict[str, Any]:
         "seed": policies.seed,
         **link,
     }
+
+
+def shared_words(options: LiveOptions) -> list[str]:
+    """Return the words of a command line that vLLM and SGLang have alike: streams and made-up weights."""
+    words = []
+    if options.stream_interval != 1:
+        words += ["--stream-interval", str(options.stream_interval)]
+    if options.random_weights or not options.model:
+        words += ["--load-format", "dummy"]
+    return words
+
+
+def check_length(config: EngineConfig) -> None:
+    """Raise EngineError if a turn of the model's length does not fit the KV cache alone.
+
+    Neither vLLM nor SGLang starts with such flags.
+    """
+    kv_tokens = config.num_blocks * config.block_size
+    if config.max_model_len > kv_tokens:
+        raise EngineError(
+            f"max_model_len={config.max_model_len} does not fit {config.num_blocks} KV blocks of "
+            f"{config.block_size}, so the server will not start; add engine.params "
+            f"max_model_len={kv_tokens} or more num_blocks"
+        )

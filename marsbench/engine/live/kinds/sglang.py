@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.live.kinds.base import Launch, told
+from marsbench.engine.live.kinds.base import SERVED_NAME, Launch, check_length, shared_words, told
 from marsbench.engine.live.metrics import MetricNames
 from marsbench.engine.live.request import CompletionRequest
 from marsbench.engine.live.server import ServerCommand
@@ -16,7 +16,6 @@ from marsbench.engine.sglang.flags import STARTED, VARIABLE, check, command_line
 from marsbench.errors import EngineError
 
 SERVER = "sglang.launch_server"
-SERVED_NAME = "marsbench"
 ANNOUNCED = str(Path(__file__).resolve().parents[2] / "sglang" / "announced")
 """A folder whose metadata announces the plug-in: SGLang's environment need not have marsbench
 installed, nor one whose installation is up to date."""
@@ -29,7 +28,7 @@ ON_CPU = (
 
 
 class Sglang:
-    """A ``ServerKind``."""
+    """How marsbench starts an SGLang server and speaks to it (a ``ServerKind``)."""
 
     name = "sglang"
     package = "sglang"
@@ -87,11 +86,8 @@ class Sglang:
             *("--host", "127.0.0.1", "--port", str(launch.port)),
             *command_line(server_fields(launch.flags)),
             *("--enable-cache-report", "--enable-metrics", "--log-level-http", "warning"),
+            *shared_words(options),
         ]
-        if options.stream_interval != 1:
-            argv += ["--stream-interval", str(options.stream_interval)]
-        if options.random_weights or not options.model:
-            argv += ["--load-format", "dummy"]
         # NOTE: SGLang's /health makes the model answer a request of one token, which a scheduler
         # would take for a session's; with this it says whether the server is up.
         env = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0", VARIABLE: ""}
@@ -128,9 +124,4 @@ def check_flags(config: EngineConfig) -> None:
             f"engine sglang: chunks of max_num_batched_tokens={config.max_num_batched_tokens} must "
             f"be whole pages of block_size={config.block_size}"
         )
-    kv_tokens = config.num_blocks * config.block_size
-    if config.max_model_len > kv_tokens:
-        raise EngineError(
-            f"max_model_len={config.max_model_len} does not fit a KV cache of {kv_tokens} tokens; "
-            f"add engine.params max_model_len={kv_tokens} or more num_blocks"
-        )
+    check_length(config)

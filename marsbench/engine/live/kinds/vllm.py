@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.live.kinds.base import Launch, told
+from marsbench.engine.live.kinds.base import SERVED_NAME, Launch, check_length, shared_words, told
 from marsbench.engine.live.metrics import MetricNames
 from marsbench.engine.live.request import CompletionRequest
 from marsbench.engine.live.server import ServerCommand
-from marsbench.errors import EngineError
 
 SCHEDULER = "marsbench.engine.vllm.plugin.ServedScheduler"
 SYNC_SCHEDULER = "marsbench.engine.vllm.plugin.SyncServedScheduler"
-SERVED_NAME = "marsbench"
 
 
 class Vllm:
-    """A ``ServerKind``."""
+    """How marsbench starts a vLLM server and speaks to it (a ``ServerKind``)."""
 
     name = "vllm"
     package = "vllm"
@@ -80,11 +78,8 @@ class Vllm:
             *_engine_flags(launch.flags),
             *("--enable-prompt-tokens-details", "--enable-per-request-metrics"),
             "--no-enable-log-requests",
+            *shared_words(options),
         ]
-        if options.stream_interval != 1:
-            argv += ["--stream-interval", str(options.stream_interval)]
-        if options.random_weights or not options.model:
-            argv += ["--load-format", "dummy"]
         if on_cpu:
             argv += ["--enforce-eager"]
         if scheduler:
@@ -122,14 +117,3 @@ def _engine_flags(flags: EngineConfig) -> list[str]:
     if flags.long_prefill_token_threshold:
         found += ["--long-prefill-token-threshold", str(flags.long_prefill_token_threshold)]
     return found
-
-
-def check_length(config: EngineConfig) -> None:
-    """EngineError for flags with which vLLM would not start: a turn must fit the KV cache alone."""
-    kv_tokens = config.num_blocks * config.block_size
-    if config.max_model_len > kv_tokens:
-        raise EngineError(
-            f"max_model_len={config.max_model_len} does not fit {config.num_blocks} KV blocks of "
-            f"{config.block_size}, so vLLM will not start; add engine.params "
-            f"max_model_len={kv_tokens} or more num_blocks"
-        )

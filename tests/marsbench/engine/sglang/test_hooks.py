@@ -7,6 +7,7 @@ import math
 from importlib.util import find_spec
 
 import pytest
+from small_cores import Keep
 
 from marsbench.core import to_ps
 from marsbench.engine.adversary import make_case
@@ -20,30 +21,6 @@ pytestmark = [
     pytest.mark.sglang,
     pytest.mark.skipif(find_spec("sglang") is None, reason="SGLang is not installed"),
 ]
-
-
-class Keep(NoRetention):
-    """Retains every turn for ``ttl_s``; pins yield to waiting turns if ``yields``."""
-
-    review_s = math.inf
-
-    def __init__(self, ttl_s=math.inf, *, yields=True, share=1.0, spares=False):
-        self.ttl_s = ttl_s
-        self.yields = yields
-        self.max_share = share
-        self.spares = spares
-
-    def on_turn_end(self, turn, tool_names, is_last, view, now_s):
-        return Retain(now_s + self.ttl_s)
-
-    def reclaim_key(self, retained, view, now_s):
-        return (float(retained.num_blocks),)
-
-    def yields_to(self, retained, turn, view, now_s):
-        return self.yields
-
-    def spares_returned(self):
-        return self.spares
 
 
 class Order(EngineOrder):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from marsbench.engine.base import EngineConfig, Request
+from small_cores import request
+
+from marsbench.engine.base import EngineConfig
 from marsbench.engine.cost import StepCost
 from marsbench.engine.parity import RunLog
 from marsbench.engine.sim.core import SimCore
@@ -24,14 +26,6 @@ def core_of(config=CONFIG, policies=None, *, traced=False):
     if traced:
         core.trace = log
     return core, log
-
-
-def request(session, prompt, output, *, turn=0, reused=0):
-    return Request(
-        session=session, turn_index=turn, prompt_tokens=prompt, reused_tokens=reused,
-        output_tokens=output, prefix_id=-1, prefix_tokens=0, session_arrival_ps=0,
-        ready_ps=0, priority=0, is_last=False, tool_names=("bash",),
-    )  # fmt: skip
 
 
 def finish(core, now_ps=0):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
+from small_cores import COST, MS, Keep, finish, request, told
 
-from marsbench.core import to_ps
 from marsbench.engine.adversary import UNTIL_PS, WildRetention, make_case
-from marsbench.engine.base import EngineConfig, Request
-from marsbench.engine.cost import StepCost
+from marsbench.engine.base import EngineConfig
 from marsbench.engine.parity import RunLog, first_difference, run
 from marsbench.errors import EngineError, PolicyError
 from marsbench.events import Unpin
-from marsbench.scheduler.base import EngineOrder, NoRetention, Retain
+from marsbench.scheduler.base import EngineOrder, NoRetention
 from marsbench.system import Policies
 
 pytestmark = [
@@ -24,36 +22,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed"),
 ]
 
-MS = to_ps(0.001)
-COST = StepCost.from_coefficients(
-    c_tok=0, c_pair=0, weights=[0], m_ctx=0, o_step=MS, o_seq=0
-)  # every step takes 1 ms
 CONFIG = EngineConfig(num_blocks=20, max_model_len=4096, max_num_batched_tokens=64, max_num_seqs=32)
-
-
-class Keep(NoRetention):
-    """Retains every turn for ``ttl_s``; pins yield to waiting turns if ``yields``."""
-
-    max_share = 1.0
-    review_s = math.inf
-
-    def __init__(self, ttl_s=math.inf, *, yields=True, share=1.0, spares=False):
-        self.ttl_s = ttl_s
-        self.yields = yields
-        self.max_share = share
-        self.spares = spares
-
-    def on_turn_end(self, turn, tool_names, is_last, view, now_s):
-        return Retain(now_s + self.ttl_s)
-
-    def reclaim_key(self, retained, view, now_s):
-        return (float(retained.num_blocks),)
-
-    def yields_to(self, retained, turn, view, now_s):
-        return self.yields
-
-    def spares_returned(self):
-        return self.spares
 
 
 def core_of(policies=None, config=CONFIG, **options):
@@ -63,26 +32,6 @@ def core_of(policies=None, config=CONFIG, **options):
     core = VllmCore(config, COST, policies or Policies(), log, **options)
     core.trace = log
     return core, log
-
-
-def request(session, prompt, output, *, turn=0, reused=0, ready_ms=0, last=False, priority=0):
-    return Request(
-        session=session, turn_index=turn, prompt_tokens=prompt, reused_tokens=reused,
-        output_tokens=output, prefix_id=-1, prefix_tokens=0, session_arrival_ps=0,
-        ready_ps=ready_ms * MS, priority=priority, is_last=last, tool_names=("bash",),
-    )  # fmt: skip
-
-
-def finish(core, now_ps):
-    """Advance until nothing is left to run."""
-    while not core.idle():
-        now_ps = core.advance(now_ps, 1 << 62)
-        core.check_integrity()
-    return now_ps
-
-
-def told(log, what):
-    return [(m.session, m.turn_index, m.values) for m in log.moments if m.what == what]
 
 
 def test_chunked_prefill_then_decode():

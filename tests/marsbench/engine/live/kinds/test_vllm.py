@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.live.kinds.base import Launch
-from marsbench.engine.live.kinds.vllm import SCHEDULER, SYNC_SCHEDULER, Vllm, check_length
+from marsbench.engine.live.kinds.base import Launch, check_length
+from marsbench.engine.live.kinds.vllm import SCHEDULER, SYNC_SCHEDULER, Vllm
 from marsbench.engine.live.options import LiveOptions
 from marsbench.engine.plan import Identity
 from marsbench.errors import EngineError
