@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +105,33 @@ def policies_of(system: System, sessions: list[Session]) -> Policies:
     return system.clairvoyant(CONTEXT, sessions) if system.clairvoyant else system.build(CONTEXT)
 
 
+def play(
+    sessions: Sequence[Session],
+    arrivals_s: Sequence[float],
+    *,
+    policies: Policies,
+    flags: EngineConfig,
+    core: CoreFactory = SimCore,
+    tool_cores: int = TOOL_CORES,
+    **more: Any,
+) -> EventLog:
+    """One cell of these policies in virtual time, with modelled tools; ``more`` is the plan's."""
+    log = EventLog()
+    VirtualEngine(core).run(
+        CellPlan(
+            sessions=tuple(sessions),
+            arrivals=ArrivalPlan(tuple(to_ps(at_s) for at_s in arrivals_s)),
+            policies=policies,
+            flags=flags,
+            tools=make_tool_model("modelled", tool_cores),
+            tool_cores=tool_cores,
+            **{"cost": COST, **more},
+        ),
+        log,
+    )
+    return log
+
+
 def run(
     name: str,
     sessions: list[Session],
@@ -122,21 +150,10 @@ def run(
     )
     engine = replace(engine, **system.engine, host_chunks=host_chunks)
     policies = wrap(policies_of(system, sessions))
-    log = EventLog()
-    VirtualEngine(core).run(
-        CellPlan(
-            sessions=tuple(sessions),
-            arrivals=ArrivalPlan(tuple(to_ps(at_s) for at_s in arrivals_s)),
-            policies=policies,
-            flags=engine,
-            cost=COST.with_link(LINK) if host_chunks else COST,
-            tools=make_tool_model("modelled", TOOL_CORES),
-            tool_cores=TOOL_CORES,
-            priority=system.priority,
-        ),
-        log,
-    )
-    return log
+    return play(
+        sessions, arrivals_s, policies=policies, flags=engine, core=core, priority=system.priority,
+        cost=COST.with_link(LINK) if host_chunks else COST,
+    )  # fmt: skip
 
 
 def events(log: EventLog, kind: Kind) -> list[dict[str, int]]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from cells import BLOCK_SIZE, CONTEXT, COST, NUM_BLOCKS, TOOL_CORES
+import cells
+from cells import BLOCK_SIZE, CONTEXT, NUM_BLOCKS
 
-from marsbench.arrival.base import ArrivalPlan
-from marsbench.core import Session, to_ps
+from marsbench.core import Session
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.plan import CellPlan, FleetPlan, ReplicaChange
+from marsbench.engine.plan import FleetPlan, ReplicaChange
 from marsbench.engine.sim.core import SimCore
-from marsbench.engine.virtual import CoreFactory, VirtualEngine
+from marsbench.engine.virtual import CoreFactory
 from marsbench.experiment.fleets import fleet_policies
 from marsbench.experiment.wiring import system_named
 from marsbench.records import EventLog
 from marsbench.system import Policies
-from marsbench.tools import make_tool_model
 
 FLAGS = EngineConfig(
     num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_num_batched_tokens=2048, max_num_seqs=64
@@ -38,22 +37,10 @@ def play(
     priority: str = "none",
 ) -> EventLog:
     """One cell of these policies."""
-    log = EventLog()
-    VirtualEngine(core).run(
-        CellPlan(
-            sessions=tuple(sessions),
-            arrivals=ArrivalPlan(tuple(to_ps(at_s) for at_s in arrivals_s)),
-            policies=front,
-            flags=flags,
-            cost=COST,
-            tools=make_tool_model("modelled", TOOL_CORES),
-            tool_cores=TOOL_CORES,
-            priority=priority,
-            fleet=FleetPlan(num_replicas, tuple(inside), told, tuple(changes)),
-        ),
-        log,
-    )
-    return log
+    return cells.play(
+        sessions, arrivals_s, policies=front, flags=flags, core=core, priority=priority,
+        fleet=FleetPlan(num_replicas, tuple(inside), told, tuple(changes)),
+    )  # fmt: skip
 
 
 def play_system(

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cells import events, play
 
-from marsbench.arrival.base import ArrivalPlan
-from marsbench.core import PolicyContext, Session, SharedPrefix, ToolCall, Turn, to_ps, to_s
+from marsbench.core import PolicyContext, Session, SharedPrefix, ToolCall, Turn, to_s
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.cost import StepCost
-from marsbench.engine.plan import CellPlan
-from marsbench.engine.sim.core import SimCore
-from marsbench.engine.virtual import VirtualEngine
-from marsbench.events import FIELDS, Kind
+from marsbench.events import Kind
 from marsbench.records import EventLog
 from marsbench.registry import load
-from marsbench.tools import make_tool_model
-
-COST = StepCost.from_coefficients(
-    c_tok=to_ps(1e-4), c_pair=0, weights=[0], m_ctx=to_ps(1e-7), o_step=to_ps(0.005), o_seq=0
-)
-"""10,000 prompt tokens/s; a decode step takes 5 ms and 0.1 ms per 1000 tokens of context."""
 
 
 def run(name, sessions, arrivals_s, *, tool_cores=0, num_blocks=1000, **params) -> EventLog:
@@ -28,33 +18,14 @@ def run(name, sessions, arrivals_s, *, tool_cores=0, num_blocks=1000, **params) 
     engine = EngineConfig(num_blocks=num_blocks, max_num_batched_tokens=4096, max_num_seqs=64)
     context = PolicyContext(num_blocks, 16, 4096, 64, tool_cores, 10_000.0, params=params)
     policies = load("SYSTEMS", name).build(context)
-    log = EventLog()
-    VirtualEngine(SimCore).run(
-        CellPlan(
-            sessions=tuple(sessions),
-            arrivals=ArrivalPlan(tuple(to_ps(at_s) for at_s in arrivals_s)),
-            policies=policies,
-            flags=engine,
-            cost=COST,
-            tools=make_tool_model("modelled", tool_cores),
-            tool_cores=tool_cores,
-        ),
-        log,
-    )
-    return log
-
-
-def rows(log, kind):
-    found = log.to_numpy()
-    names = ("time_ps", "kind", "session", "turn", "call", *FIELDS[kind])
-    return [dict(zip(names, map(int, r), strict=False)) for r in found[found[:, 1] == kind]]
+    return play(sessions, arrivals_s, policies=policies, flags=engine, tool_cores=tool_cores)
 
 
 def latencies_s(log):
     """Session latency by session."""
-    arrived = {e["session"]: e["time_ps"] for e in rows(log, Kind.SESSION_ARRIVE)}
+    arrived = {e["session"]: e["time_ps"] for e in events(log, Kind.SESSION_ARRIVE)}
     return {e["session"]: to_s(e["time_ps"] - arrived[e["session"]])
-            for e in rows(log, Kind.SESSION_END)}  # fmt: skip
+            for e in events(log, Kind.SESSION_END)}  # fmt: skip
 
 
 def mean_s(log):
@@ -62,7 +33,7 @@ def mean_s(log):
 
 
 def recomputed(log):
-    return sum(e["recomputed_tokens"] for e in rows(log, Kind.GPU_END))
+    return sum(e["recomputed_tokens"] for e in events(log, Kind.GPU_END))
 
 
 def agents(count, seed=0, tool_s=1.0, cpu_s=0.3):
@@ -88,8 +59,8 @@ def test_at_light_load_mars_adds_no_delay():
     arrivals_s = [60.0 * n for n in range(6)]
     mars, stock = run("mars", sessions, arrivals_s), run("vllm", sessions, arrivals_s)
     assert latencies_s(mars) == pytest.approx(latencies_s(stock), rel=1e-9)
-    ready = {(e["session"], e["turn"]): e["time_ps"] for e in rows(mars, Kind.TURN_READY)}
-    entered = {(e["session"], e["turn"]): e["time_ps"] for e in rows(mars, Kind.GPU_SUBMIT)}
+    ready = {(e["session"], e["turn"]): e["time_ps"] for e in events(mars, Kind.TURN_READY)}
+    entered = {(e["session"], e["turn"]): e["time_ps"] for e in events(mars, Kind.GPU_SUBMIT)}
     assert ready == entered
 
 
@@ -110,7 +81,7 @@ def test_a_parent_and_its_sub_agent_that_do_not_fit_together_both_finish():
     parent = Session("parent", (Turn(5600, 20, children=(child,)), Turn(100, 20)))
     for name in ("mars", "mars-no-opportunity", "mars-no-cpu-signal"):
         log = run(name, [parent], [0.0], num_blocks=500)
-        assert len(rows(log, Kind.SESSION_END)) == 2
+        assert len(events(log, Kind.SESSION_END)) == 2
 
 
 FINE = {"level_2": 800, "level_3": 2000,
