@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -109,3 +110,19 @@ def test_no_message_has_a_hint_of_its_own():
     ]
     assert len(paths) > 300
     assert found == []
+
+
+def test_extras_are_those_of_the_distribution():
+    """The modules that doctor looks for are what the distributions of each extra install."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for extra, (_, modules) in extras.EXTRAS.items():
+        names = {re.split(r"[<>=\[]", requirement)[0] for requirement in declared[extra]}
+        known = {
+            "pyzmq": "zmq",
+            "prometheus-client": "prometheus_client",
+            "opentelemetry-sdk": "opentelemetry.sdk",
+            "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+        }
+        assert {known.get(name, name) for name in names} == set(modules), extra
