@@ -28,7 +28,7 @@ ALL = ""
 
 
 class CacheWise(Continuum):
-    """Scheduling and retention policy."""
+    """Scheduling by cached prefix, and retention by when a session is expected back."""
 
     resort_s = RESORT_S
 

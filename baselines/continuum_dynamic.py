@@ -29,7 +29,7 @@ KEPT_DELAYS = 200
 
 
 class ContinuumDynamic(Continuum):
-    """Continuum with a computed TTL."""
+    """Continuum with a TTL that is computed from observed waits instead of set."""
 
     def __init__(self, context: PolicyContext) -> None:
         super().__init__(context)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TurnWork:
-    """One turn of a session, alone."""
+    """What one turn of a session takes if it is alone."""
 
     start_s: float
     """Since the session's first turn became ready."""

@@ -21,7 +21,7 @@ WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 
 
 class StaticWindow:
-    """Admission policy with a constant window."""
+    """Admits sessions while fewer than a constant number are active."""
 
     gates_continuations = False
     tick_s: float | None = None

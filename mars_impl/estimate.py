@@ -221,7 +221,7 @@ class _Finished:
 
 
 class _Mean:
-    """Running mean."""
+    """A running mean."""
 
     __slots__ = ("count", "value")
 

@@ -16,7 +16,9 @@ from marsbench.routing.base import RoutableReplica
 
 
 class LMetric:
-    """Routing policy without parameters."""
+    """Routes to the replica where new tokens times turns in flight are least; it has no
+    parameters.
+    """
 
     def __init__(self, context: PolicyContext) -> None:
         pass

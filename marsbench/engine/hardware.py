@@ -115,7 +115,7 @@ class Model(ProfileBlock):
 
 
 class Gpu(ProfileBlock):
-    """One worker's GPUs."""
+    """The GPUs that one replica of a model runs on, as one."""
 
     name: str
     count: int = Field(default=1, gt=0)

@@ -36,7 +36,7 @@ class Opening:
 
 
 class EngineKind(Protocol):
-    """An engine by name."""
+    """An engine as ``--engine`` names it: what it is for, and how it is checked and opened."""
 
     @property
     def summary(self) -> str:

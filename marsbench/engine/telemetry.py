@@ -30,7 +30,7 @@ class Replicas(Protocol):
 
 
 class Alone:
-    """A core that is one engine."""
+    """A core that is one engine, and has no replicas to sample."""
 
     views: Sequence[SystemView] = ()
 

@@ -49,7 +49,7 @@ class Channel(Generic[Job]):
 
 
 class HostLink(Generic[Job]):
-    """Both channels of a core."""
+    """Both channels between a core's GPU and its host memory."""
 
     def __init__(self, link: LinkCost, block_size: int) -> None:
         self.d2h: Channel[Job] = Channel(link.d2h_token_ps * block_size, link.latency_ps)

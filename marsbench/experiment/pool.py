@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class Workers(Protocol):
-    """Where tasks run."""
+    """A place where tasks run: this process, others, or a cluster."""
 
     jobs: int
     """1: in this process, one after the other."""

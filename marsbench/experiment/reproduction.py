@@ -30,7 +30,7 @@ PAGE = "reproduction"
 
 @dataclass(frozen=True, slots=True)
 class PartOutcome:
-    """How one part went."""
+    """How one part of a repeated evaluation went."""
 
     part: str
     folder: Path
@@ -44,7 +44,7 @@ class PartOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """What to repeat, and how."""
+    """Which parts of a published evaluation are repeated, and how."""
 
     study: PublishedStudy
     out: Path

@@ -64,7 +64,7 @@ Key = tuple[str, str, int, float, str, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One rung as it went."""
+    """One load that a search has tried, and how it went."""
 
     index: int
     """Of the cell."""

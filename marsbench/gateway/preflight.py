@@ -33,7 +33,7 @@ SECRETS = "--upstream-key-file"
 
 
 class ServeCheck(NamedTuple):
-    """One thing that was looked at."""
+    """One thing that serving needs, and how it was found."""
 
     topic: str
     state: str

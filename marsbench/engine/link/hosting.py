@@ -21,7 +21,7 @@ from marsbench.system import Policies
 
 
 class Host(Protocol):
-    """A scheduler with policies of ours."""
+    """A scheduler in whose process policies of ours run, as the link sees it."""
 
     def context(self, base: PolicyContext) -> PolicyContext:
         """Return what the profile says of the deployment, with the engine's own sizes."""

@@ -52,7 +52,7 @@ class WireSession(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, tag="batch"):
-    """Events in order."""
+    """Events in the order in which they happened."""
 
     boot: str
     """Names the run of the sender; another one means that it began anew."""
@@ -88,7 +88,7 @@ Message = Batch | Beat | EngineState
 
 
 class Numbered(Protocol):
-    """A session with its index."""
+    """Whatever has the index that events give a session."""
 
     @property
     def session(self) -> int: ...

@@ -50,7 +50,7 @@ UNKNOWN_FLAGS = {
 
 
 class Found(NamedTuple):
-    """What an environment has."""
+    """The versions of SGLang and of its kernels that an environment has."""
 
     version: str
     kernels: str | None

@@ -16,7 +16,7 @@ from marsbench.errors import EngineError
 
 
 class TurnHost(Protocol):
-    """Who drives the scheduler."""
+    """Whoever drives the scheduler: it knows the answers and hears what happens to requests."""
 
     def next_token(self, request: Req) -> int:
         """Return the token that the model would answer next."""
@@ -32,7 +32,7 @@ class TurnHost(Protocol):
 
 
 class NoClient(SchedulerOutputStreamer):
-    """Nobody reads the answers."""
+    """Takes the place of the process that would send answers: nobody reads them."""
 
     def stream_output(self, *args: Any, **kwargs: Any) -> None:
         """Send nothing: there is no client."""

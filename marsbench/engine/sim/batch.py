@@ -26,7 +26,7 @@ Chunks = list[tuple[SimTurn, int]]
 
 
 class SimBatch:
-    """Queues and memory of a core."""
+    """The queues and the memory of a core, of which it composes each step."""
 
     def __init__(
         self,

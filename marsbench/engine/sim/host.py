@@ -52,7 +52,7 @@ class Access:
 
 
 class HostCache:
-    """Chunks in host memory."""
+    """The chunks of KV in host memory, and which of them go when room is needed."""
 
     def __init__(self, capacity: int, policy: str, threshold: int) -> None:
         self.capacity = capacity

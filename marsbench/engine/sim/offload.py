@@ -26,7 +26,7 @@ from marsbench.engine.transfers import HostLink, TierView, tier_stats
 
 
 class TurnCopies:
-    """What offloading knows of a turn."""
+    """What is copied to and from host memory for one turn."""
 
     __slots__ = ("access", "arrived", "jobs", "late", "local", "promoted", "stored")
 
@@ -63,7 +63,7 @@ class StoreJob(CopyJob):
 
 
 class LoadJob(CopyJob):
-    """A load for a turn."""
+    """A copy from host memory into the blocks of a waiting turn."""
 
     __slots__ = ("since_ps", "turn")
 

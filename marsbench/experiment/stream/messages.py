@@ -37,7 +37,7 @@ __all__ = [
 
 
 class RunBegin(msgspec.Struct, array_like=True, frozen=True, tag="run_begin"):
-    """The cells of a run begin."""
+    """Says that the cells of a run begin."""
 
     run_id: str
     num_cells: int
@@ -76,7 +76,7 @@ class AttemptEnd(msgspec.Struct, array_like=True, frozen=True, tag="attempt_end"
 
 
 class CellEnd(msgspec.Struct, array_like=True, frozen=True, tag="cell_end"):
-    """A cell is over."""
+    """Says that a cell is over."""
 
     run_id: str
     cell: int
@@ -85,7 +85,7 @@ class CellEnd(msgspec.Struct, array_like=True, frozen=True, tag="cell_end"):
 
 
 class RunEnd(msgspec.Struct, array_like=True, frozen=True, tag="run_end"):
-    """The last message of a run."""
+    """Says that a run is over; it is the last message of the run."""
 
     run_id: str
     complete: bool

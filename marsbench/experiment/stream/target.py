@@ -60,7 +60,7 @@ class CellStream(Protocol):
 
 
 class Silent:
-    """Sends nothing: logs are logs."""
+    """Takes a cell's events and sends nothing, where a run has no stream."""
 
     def __enter__(self) -> Self:
         return self

@@ -102,7 +102,7 @@ class ClientSide:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamOrder:
-    """What is asked of a backend."""
+    """What one turn asks of a backend."""
 
     path: str
     headers: list[tuple[str, str]]

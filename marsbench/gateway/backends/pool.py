@@ -33,7 +33,7 @@ SILENT_S = 10.0
 
 @dataclass(slots=True)
 class Backend:
-    """One engine."""
+    """One engine behind the gateway, with its health and its load."""
 
     index: int
     url: str

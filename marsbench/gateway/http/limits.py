@@ -22,7 +22,7 @@ RETRY_S = 1.0
 
 
 class RateLimit:
-    """A token bucket per client."""
+    """Limits the requests of each client by a token bucket."""
 
     def __init__(self, limits: Limits) -> None:
         self._rate = limits.requests_per_s

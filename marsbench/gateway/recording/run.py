@@ -51,7 +51,7 @@ NAME = PAYLOAD + FIELDS[Kind.TOOL_ENQUEUED].index("name")
 
 @dataclass(frozen=True, slots=True)
 class GatewayLoad:
-    """Backends and tools at one moment."""
+    """How busy backends and tools are at one moment."""
 
     free_blocks: int
     num_blocks: int
