@@ -44,7 +44,7 @@ class SessionInfo:
     alone_s: float = 0.0
     """Time its turns would have taken alone, on a warm cache, and the time in its tools."""
     shared: int = 0
-    """Tokens of the first prompt that were already cached: memory that others hold too."""
+    """Leading tokens of its context that others have computed: memory that they hold too."""
     turns: int = 0
     """Turns finished."""
     phase: str = "backlog"
@@ -204,6 +204,7 @@ class StreamState:
 
     def _ready(self, info: SessionInfo, event: Event) -> None:
         prompt = event.args[0]
+        info.first_prompt = info.first_prompt or prompt  # a live agent arrives before it has one
         if event.turn > 0:
             self.growth.observe(prompt - info.last_prompt)
             if info.phase == "tool":
@@ -229,9 +230,14 @@ class StreamState:
                 self.num_admitted += info.root == info.session
 
     def _start(self, info: SessionInfo, event: Event) -> None:
-        if event.turn == 0:
-            info.shared = event.args[0]
-            self.shared_resident = max(self.shared_resident, event.args[0])
+        cached = event.args[0]
+        own = info.kept if event.turn else 0
+        # Whatever is cached beyond its own last context, others have computed. Not only first turns
+        # tell: agents that start together find nothing cached yet, and their prompts may begin alike
+        # for longer than the first one is.
+        if event.turn == 0 or cached > own:
+            info.shared = cached
+            self.shared_resident = max(self.shared_resident, cached)
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
         output, _, prefilled = event.args[:3]

@@ -27,7 +27,7 @@ live() { # NAME WORKLOAD SESSIONS SYSTEM...
 live one tasks-quick 1 vllm
 live eight tasks-quick 8 vllm mars
 live mixed tasks-mixed 8 vllm mars
-live thirty-two tasks-quick 32 vllm
+live thirty-two tasks-quick 32 vllm mars
 for name in one eight mixed thirty-two; do
   marsbench validate "$out/$name" --tolerance 100
 done

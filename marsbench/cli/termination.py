@@ -26,6 +26,9 @@ def like_an_interrupt() -> Iterator[Callable[[], bool]]:
 
     def interrupt(number: int, _frame: object) -> None:
         received.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # a shell starts what it puts in the background deaf to Ctrl-C; this is no Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)  # an event loop may have its own way to take this one
 
     before = signal.signal(signal.SIGTERM, interrupt)

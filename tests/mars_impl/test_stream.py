@@ -75,6 +75,27 @@ def test_private_memory_leaves_out_the_shared_prefix(story, state):
     assert state.shared_resident == 320
 
 
+def test_what_is_cached_beyond_its_own_context_is_others_too(story, state):
+    """Two agents start together, so that nothing is cached; the second prompt of one is found up to
+    1,500 tokens, of which its own last context is 1,040. What is found of its own tells nothing.
+    """
+    story.arrive(0, 0.0, 1000).submit(0, 0.0).start(0, 0.0, cached=0)
+    story.end(0, 1.0, output_tokens=40)
+    story.ready(0, 2.0, 1600, turn=1).submit(0, 2.0, turn=1).start(0, 2.0, turn=1, cached=1500)
+    info = state.sessions[0]
+    assert (info.private, state.shared_resident) == (100, 1500)
+    story.end(0, 3.0, turn=1, output_tokens=40)
+    story.ready(0, 4.0, 1700, turn=2).submit(0, 4.0, turn=2).start(0, 4.0, turn=2, cached=1640)
+    assert (info.private, state.shared_resident) == (200, 1500)
+
+
+def test_the_first_prompt_of_a_live_agent_comes_with_its_first_turn(story, state):
+    """It arrives before it has a prompt, and its class is that of its first one all the same."""
+    story.arrive(0, 0.0, 0).ready(0, 0.5, 900, turn=0)
+    story.submit(0, 0.5).end(0, 1.0).ready(0, 2.0, 1200, turn=1)
+    assert state.sessions[0].first_prompt == 900
+
+
 def test_busy_is_the_recent_share_of_time_with_work_in_the_engine(story, state):
     """Time constant 120 s: 120 s of work give 1 - 1/e, 240 s of idleness after that e^-2 of it."""
     story.arrive(0, 0.0).submit(0, 0.0).submit(1, 60.0).end(1, 90.0).end(0, 120.0)

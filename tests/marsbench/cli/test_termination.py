@@ -36,16 +36,25 @@ def test_interrupt_before_the_first_cell(trace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("number", "status", "word", "before"),
+    [
+        (signal.SIGINT, 130, "interrupted", signal.SIG_DFL),
+        (signal.SIGTERM, 143, "terminated", signal.SIG_DFL),
+        (signal.SIGTERM, 143, "terminated", signal.SIG_IGN),
+    ],
+    ids=["interrupt", "terminate", "terminate in the background"],
 )
-def test_interrupt_keeps_finished_cells(trace, tmp_path, number, status, word):
+def test_interrupt_keeps_finished_cells(trace, tmp_path, number, status, word, before):
     """Ctrl-C or SIGTERM during the cells: a status of its own, one line on what is kept, and a
-    summary of the finished cells.
+    summary of the finished cells. A shell starts background jobs with Ctrl-C ignored (``before``).
     """
+    mine = signal.signal(signal.SIGINT, before)
     arguments = ["run", "--rate", "1", "--split", "all", "-w", trace, "-o", "out"]
     arguments += ["--sessions", "300", "--seeds", "10"]
-    run = marsbench(*arguments, cwd=tmp_path)
+    try:
+        run = marsbench(*arguments, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, mine)
     until(run, "[2/10]")
     run.send_signal(number)
     out, err = run.communicate(timeout=300)
