@@ -40,14 +40,19 @@ class Growth:
     def __init__(self) -> None:
         self.mean = 800.0
         self._count = 0
+        self._weight = 0.0
 
     def observe(self, tokens: int) -> None:
         """Learn that the prompt grew by so much from one turn to the next (compaction counts
         as 0).
         """
         self._count += 1
-        weight = max(1.0 / (self._count + 5), 0.005)
-        self.mean += weight * (max(tokens, 0) - self.mean)
+        self._weight = max(1.0 / (self._count + 5), 0.005)
+        self.mean += self._weight * (max(tokens, 0) - self.mean)
+
+    def revise(self, told: int, tokens: int) -> None:
+        """Correct an observation of a moment ago: not ``told``, but ``tokens``."""
+        self.mean += self._weight * (max(tokens, 0) - max(told, 0))
 
 
 class GapModel:

@@ -39,6 +39,8 @@ class SessionInfo:
     context: int = 0
     """Tokens of its context: last prompt, plus output once the turn has ended."""
     last_prompt: int = 0
+    previous_prompt: int = 0
+    """The prompt before that."""
     kept: int = 0
     """Its context when its last turn ended."""
     alone_s: float = 0.0
@@ -211,6 +213,7 @@ class StreamState:
                 self.waits.observe(event.time_s - info.since_s)
                 info.alone_s += event.time_s - info.since_s
             info.calls.clear()
+        info.previous_prompt = info.last_prompt
         info.last_prompt = prompt
         info.context = prompt
         self._moves(info, "ready", event)
@@ -231,13 +234,19 @@ class StreamState:
 
     def _start(self, info: SessionInfo, event: Event) -> None:
         cached = event.args[0]
-        own = info.kept if event.turn else 0
-        # Whatever is cached beyond its own last context, others have computed. Not only first turns
-        # tell: agents that start together find nothing cached yet, and their prompts may begin alike
-        # for longer than the first one is.
-        if event.turn == 0 or cached > own:
-            info.shared = cached
-            self.shared_resident = max(self.shared_resident, cached)
+        if event.turn == 0 or cached > info.kept:
+            self._shares(info, cached)
+
+    def _shares(self, info: SessionInfo, cached: int) -> None:
+        """Others have computed so much of its prompt: all of a first turn's hit, and in later turns
+        whatever goes beyond its own last context. Agents that start together find nothing cached
+        yet, and their prompts may begin alike for longer than the first one is.
+        """
+        if info.turns:
+            grown = info.last_prompt - info.previous_prompt
+            self.growth.revise(grown, grown - (cached - info.shared))
+        info.shared = cached
+        self.shared_resident = max(self.shared_resident, cached)
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
         output, _, prefilled = event.args[:3]

@@ -89,6 +89,13 @@ def test_what_is_cached_beyond_its_own_context_is_others_too(story, state):
     assert (info.private, state.shared_resident) == (200, 1500)
 
 
+def test_growth_leaves_out_what_turns_out_to_be_shared(story, state):
+    """From 1,000 to 1,600 tokens, of which 1,500 are others': its own memory went from 1,000 to 100."""
+    story.arrive(0, 0.0, 1000).submit(0, 0.0).start(0, 0.0, cached=0).end(0, 1.0, output_tokens=40)
+    story.ready(0, 2.0, 1600, turn=1).submit(0, 2.0, turn=1).start(0, 2.0, turn=1, cached=1500)
+    assert state.growth.mean == pytest.approx(800 + (0 - 800) / 6)
+
+
 def test_the_first_prompt_of_a_live_agent_comes_with_its_first_turn(story, state):
     """It arrives before it has a prompt, and its class is that of its first one all the same."""
     story.arrive(0, 0.0, 0).ready(0, 0.5, 900, turn=0)
