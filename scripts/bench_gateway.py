@@ -2,6 +2,7 @@
 
     python scripts/bench_gateway.py                                     # 64 and 256 streams
     python scripts/bench_gateway.py --itl-ms 20 --tokens 64 --streams 64
+    python scripts/bench_gateway.py --workers 1 2                       # one process, and two workers
     python scripts/bench_gateway.py --sessions 10 1000 100000           # turn time by open sessions
     python scripts/bench_gateway.py --vllm-router COMMAND --litellm COMMAND
 
@@ -47,6 +48,7 @@ ROW = (
     "ttft_p99_ms",
     "total_p50_ms",
     "cpu_us_per_event",
+    "main_us_per_request",
 )
 
 
@@ -60,6 +62,8 @@ class TargetTimes:
     events: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    main_cpu_s: float = 0.0
+    """Of the process that was started, without its children."""
 
     def row(self) -> dict[str, float]:
         ttft, total = (np.percentile(x, [50, 99]) * 1e3 for x in (self.ttft_s, self.total_s))
@@ -71,6 +75,7 @@ class TargetTimes:
             "total_p50_ms": float(total[0]),
             "total_p99_ms": float(total[1]),
             "cpu_us_per_event": self.cpu_s / max(self.events, 1) * 1e6,
+            "main_us_per_request": self.main_cpu_s / len(self.total_s) * 1e6,
             "errors": self.errors,
         }
 
@@ -156,11 +161,12 @@ async def clients(port: int, number: int, seconds: float) -> TargetTimes:
     return sample
 
 
-def cpu_s(pid: int) -> float:
-    """Of a process and its children."""
+def cpu_s(pid: int) -> tuple[float, float]:
+    """Of a process alone, and with its children."""
     top = psutil.Process(pid)
     times = [process.cpu_times() for process in (top, *top.children(recursive=True))]
-    return sum(found.user + found.system for found in times)
+    each = [found.user + found.system for found in times]
+    return each[0], sum(each)
 
 
 @dataclass
@@ -172,9 +178,10 @@ class BenchTarget:
 
 def measure(target: BenchTarget, number: int, seconds: float) -> dict[str, float]:
     uvloop.run(clients(target.port, number, WARM_S))
-    before_s = cpu_s(target.pid)
+    main_s, all_s = cpu_s(target.pid)
     sample = uvloop.run(clients(target.port, number, seconds))
-    sample.cpu_s = cpu_s(target.pid) - before_s
+    main_after_s, all_after_s = cpu_s(target.pid)
+    sample.main_cpu_s, sample.cpu_s = main_after_s - main_s, all_after_s - all_s
     return sample.row()
 
 
@@ -192,7 +199,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def running(name: str, command: list[str], port: int) -> Iterator[BenchTarget]:
-    quiet = None if name in {"backend", "gateway"} else subprocess.DEVNULL
+    quiet = None if name.startswith(("backend", "gateway")) else subprocess.DEVNULL
     process = subprocess.Popen(
         command,
         stdout=quiet,
@@ -232,11 +239,13 @@ def commands(
     options: argparse.Namespace, backend: int, stack: contextlib.ExitStack
 ) -> dict[str, list[str]]:
     url = f"http://127.0.0.1:{backend}"
+    serve = [
+        *(sys.executable, "-c", "from marsbench.cli import main; main()", "serve", "-u", url),
+        *("--port", "{port}", "-s", options.system, *options.serve),
+    ]
     found = {
-        "gateway": [
-            *(sys.executable, "-c", "from marsbench.cli import main; main()", "serve", "-u", url),
-            *("--port", "{port}", "-s", options.system, *options.serve),
-        ]
+        "gateway" if number == 1 else f"gateway-{number}": [*serve, "--workers", str(number)]
+        for number in options.workers
     }
     if options.vllm_router:
         found["vllm-router"] = [
@@ -284,7 +293,8 @@ def tell(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         f"({low:.0f}-{high:.0f}), {row['share']:.2f} of bare, {row['events_per_s']:7.0f} events/s   "
         f"first token p50 {row['ttft_p50_ms']:6.1f} ({row['ttft_p50_ms'] - alone['ttft_p50_ms']:+.1f}) "
         f"p99 {row['ttft_p99_ms']:6.1f} ({row['ttft_p99_ms'] - alone['ttft_p99_ms']:+.1f}) ms   "
-        f"{row['cpu_us_per_event']:6.1f} us CPU an event   errors {row['errors']:.0f}",
+        f"{row['cpu_us_per_event']:6.1f} us CPU an event, {row['main_us_per_request']:6.0f} us a request "
+        f"in the main process   errors {row['errors']:.0f}",
         flush=True,
     )
 
@@ -347,7 +357,8 @@ def main() -> None:
     parser.add_argument("--itl-ms", type=float, default=1.0)
     parser.add_argument("--system", default="vllm")
     parser.add_argument("--streams", type=int, nargs="*", default=[64, 256])
-    parser.add_argument("--sessions", type=int, nargs="*", default=[])
+    parser.add_argument("--sessions", type=int, nargs="*", default=[], help="open sessions")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="a gateway for each")
     parser.add_argument("--serve", nargs="*", default=[], help="further options of marsbench serve")
     parser.add_argument("--vllm-router", metavar="COMMAND", help="measure this vllm-router, too")
     parser.add_argument("--litellm", metavar="COMMAND", help="measure this LiteLLM proxy, too")

@@ -39,6 +39,9 @@ def command(
     ] = "vllm",
     host: Host = "127.0.0.1",
     port: Port = 8080,
+    workers: Annotated[
+        int, typer.Option(help="HTTP processes; above 1, before one control plane of their own.")
+    ] = 1,
     profile: Annotated[
         str, typer.Option(help="What policies are told of the deployment.")
     ] = DEFAULT_PROFILE,
@@ -122,6 +125,7 @@ def command(
         backends=tuple(upstream),
         host=host,
         port=port,
+        workers=workers,
         system=system,
         profile=profile,
         params=_params(param or []),
@@ -167,23 +171,35 @@ def run(settings: GatewaySettings, doing: str, log_format: str = "text") -> Gate
     from marsbench.extras import require
 
     require("gateway", "the gateway")
-    from marsbench.gateway.http.server import bind, build_gateway, listen, make_server
+    from marsbench.gateway.http.server import (
+        DrainingServer,
+        bind_all,
+        build_gateway,
+        listen,
+        make_server,
+    )
     from marsbench.gateway.monitoring.logs import log_to_stderr
+    from marsbench.gateway.workers.crew import make_main_server
 
     log_to_stderr(log_format)
     with ExitStack() as stack:
-        listeners = [stack.enter_context(bind(settings))]
+        listeners = [stack.enter_context(sock) for sock in bind_all(settings)]
+        watched = []
         if settings.metrics_port:
-            listeners.append(
-                stack.enter_context(listen(settings.metrics_host, settings.metrics_port))
-            )
+            watched = [stack.enter_context(listen(settings.metrics_host, settings.metrics_port))]
         gateway = build_gateway(settings)
         gateway.guard.metrics_port = settings.metrics_port
-        server = make_server(gateway)
         host, port = listeners[0].getsockname()[:2]
+        where = f"{host} port {port}"
+        if settings.workers > 1:
+            server: DrainingServer = make_main_server(gateway, listeners, log_format)
+            where += f" with {settings.workers} workers"
+        else:
+            server = make_server(gateway)
+            watched = listeners + watched
         backends = ", ".join(settings.backends)
-        print(f"marsbench: {doing} on {host} port {port} for {backends}", file=sys.stderr)
-        server.run(sockets=listeners)
+        print(f"marsbench: {doing} on {where} for {backends}", file=sys.stderr)
+        server.run(sockets=watched)
     if not server.started:
         raise RunFailed("the gateway did not start; see above")
     return gateway

@@ -9,9 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 from starlette.applications import Starlette
-from starlette.middleware.cors import CORSMiddleware
 
 from marsbench.core import PolicyContext, to_ps
 from marsbench.engine.life import listeners_of
@@ -21,16 +19,17 @@ from marsbench.engine.priority import request_priority
 from marsbench.errors import ConfigError
 from marsbench.events import Status
 from marsbench.extras import require
+from marsbench.gateway.backends.lines import BackendLine, open_lines
 from marsbench.gateway.backends.pool import Backend, BackendPool
-from marsbench.gateway.backends.proxy import Proxy, TurnObserver
+from marsbench.gateway.backends.proxy import Proxy
 from marsbench.gateway.backends.routing import StickyLeastLoaded
-from marsbench.gateway.backends.upstream import KEEP_ALIVE_S, UpstreamPool
 from marsbench.gateway.control.bus import EventBus, EventSink, WallClock
+from marsbench.gateway.control.desk import LocalDesk, TurnObserver
 from marsbench.gateway.control.plane import Plane
 from marsbench.gateway.control.sessions import LiveSession
 from marsbench.gateway.control.slots import ToolSlots
 from marsbench.gateway.control.views import FleetView, ReplicaView, Shared
-from marsbench.gateway.http.guard import DRAINING, App, Guard
+from marsbench.gateway.http.guard import DRAINING, App, Guard, with_cors
 from marsbench.gateway.http.limits import BodyBudget
 from marsbench.gateway.http.routes import PROBLEMS, routes
 from marsbench.gateway.monitoring.gauges import put_on_page
@@ -78,6 +77,8 @@ class Gateway:
         self.control: Plane
         self.pool: BackendPool
         self.slots: ToolSlots
+        self.lines: list[BackendLine]
+        self.desk: LocalDesk
         self.proxy: Proxy
         self.recorder: TraceRecorder | None = None
         if settings.record is not None:
@@ -102,24 +103,18 @@ class Gateway:
         self._system = system
         self._context = context
         self._work: list[asyncio.Task[None]] = []
-        self._starlette = Starlette(
+        self.inner: App = Starlette(
             routes=routes(self), lifespan=self._lifespan, exception_handlers=PROBLEMS
         )
         self.bodies = BodyBudget(settings.limits)
-        self.guard = Guard(self._starlette, settings, self.meters, self.clock.now_s)
-        self.app: App = self.guard
-        if settings.cors_origins:
-            self.app = CORSMiddleware(
-                self.guard,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-            )
+        rate = lambda client: self.desk.rate(client)  # noqa: E731, PLW0108 - the desk comes later
+        self.guard = Guard(self.inner, settings, self.meters.count, rate)
+        self.app = with_cors(self.guard, settings)
 
     @property
     def idle(self) -> bool:
         """True if no turn is in flight and no tool call waits."""
-        return not self.proxy.in_flight and not self.slots.queued
+        return not (self.proxy.in_flight or self.desk.turns or self.slots.queued)
 
     def drain(self) -> None:
         """Refuse new turns, and those that are not admitted yet; let the others finish."""
@@ -142,10 +137,8 @@ class Gateway:
         settings = self.settings
         self.slots = ToolSlots(Policies().tools, settings.timeouts.lease_s)
         shared = Shared({}, self.slots, settings.tool_cores)
-        backends = [
-            await self._backend(index, url, shared, stack)
-            for index, url in enumerate(settings.backends)
-        ]
+        self.lines = await open_lines(settings, stack)
+        backends = [self._backend(index, line, shared) for index, line in enumerate(self.lines)]
         views = [backend.view for backend in backends]
         probe = BackendPool(settings, backends, StickyLeastLoaded(), self.clock)
         await self._wait_for_backends(probe)
@@ -177,7 +170,7 @@ class Gateway:
         self.slots.waited.append(
             lambda session, wait_s: self.meters.tool_queue_s.labels(session.tenant).observe(wait_s)
         )
-        self.proxy = Proxy(
+        self.desk = LocalDesk(
             settings,
             self.control,
             self.pool,
@@ -185,6 +178,7 @@ class Gateway:
             priority=self._priority,
             observers=self._observers(),
         )
+        self.proxy = Proxy(settings, self.lines, self.meters.count, self.clock.now_s)
         put_on_page(self)
         timeouts = settings.timeouts
         for seconds, step in (
@@ -227,27 +221,9 @@ class Gateway:
         for inlet in self._inlets:
             inlet.close()
 
-    async def _backend(
-        self, index: int, url: str, shared: Shared, stack: contextlib.AsyncExitStack
-    ) -> Backend:
-        timeouts = self.settings.timeouts
-        client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.upstream_read_s
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
-        await stack.enter_async_context(client)
+    def _backend(self, index: int, line: BackendLine, shared: Shared) -> Backend:
         view = ReplicaView(index, shared, self._context.num_blocks, self._context.block_size)
-        url = url.rstrip("/").removesuffix("/v1")
-        upstream = UpstreamPool(
-            url, connect_s=timeouts.connect_s, silence_s=timeouts.upstream_read_s
-        )
-        stack.callback(upstream.close)
-        return Backend(index, url, client, upstream, view, engine=self.settings.engine)
+        return Backend(index, line, view, engine=self.settings.engine)
 
     def _policies(self, views: Sequence[ReplicaView]) -> Policies:
         """The system's policies, told what the backends said about their memory."""
@@ -354,5 +330,5 @@ class Gateway:
             finally:
                 task.cancel()
             if not task.cancelled() and (error := task.exception()) is not None:
-                self.meters.failed_steps.inc()
+                self.meters.count("failed_steps")
                 logger.error("background work failed", exc_info=error)

@@ -12,6 +12,7 @@ from marsbench.errors import ConfigError
 
 ENGINES = ("auto", "vllm", "sglang", "openai")
 """What the backends are: ``auto`` looks at their /metrics."""
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class GatewaySettings:
     backends: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8080
+    workers: int = 1
+    """Processes that accept connections; more than one have the control plane in a process of its own."""
     system: str = "vllm"
     profile: str = "h100-nvl/qwen3-coder-30b-a3b"
     """Where a policy's knowledge of the deployment comes from; what a vLLM backend says of its
@@ -132,6 +135,8 @@ class GatewaySettings:
             raise ConfigError(f"--engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port}: must be between 0 and 65535")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(f"--workers {self.workers}: must be between 1 and {MOST_WORKERS}")
         if self.tool_cores < 0:
             raise ConfigError(f"--tool-cores {self.tool_cores}: must be 0 (no limit) or more")
         if not is_loopback(self.host) and not self.tokens:

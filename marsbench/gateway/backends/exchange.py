@@ -8,9 +8,7 @@ from typing import Any
 import msgspec
 
 from marsbench.gateway.backends.carry import ClientSide
-from marsbench.gateway.control.sessions import LiveSession
-from marsbench.gateway.messages.identity import ClientIdentity
-from marsbench.gateway.messages.prompt import Prompt
+from marsbench.gateway.control.desk import DeskTurn, Ticket
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -32,54 +30,44 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Exchange:
-    """A request of a session and the state of its reply."""
+    """A request that is a turn of a session, and who asked."""
 
     api: str
     headers: list[tuple[str, str]]
     body: dict[str, Any]
     raw: bytes
     """The body as it came."""
-    prompt: Prompt
-    identity: ClientIdentity
-    session: LiveSession
+    stream: bool
+    turn: DeskTurn
     client: ClientSide
     added_usage: bool = False
     """We asked for token counts, so the client must not see them."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineHints:
-    """What a vLLM or SGLang backend is told about a turn beside the request itself."""
-
-    priority: int | None = None
-    """The engine's per-request priority, smaller first; None where the engine runs FCFS."""
-
-
-def upstream_body(exchange: Exchange, *, engine: str, ask_usage: bool, hints: EngineHints) -> bytes:
+def upstream_body(exchange: Exchange, ticket: Ticket, *, ask_usage: bool) -> bytes:
     """Return the body for the backend: the client's own bytes if nothing needs to be added."""
     extra: dict[str, Any] = {}
     body = exchange.body
     options = body.get("stream_options")
     wants = isinstance(options, dict) and options.get("include_usage") is True
-    if exchange.prompt.stream and exchange.api in STREAM_OPTIONS and ask_usage and not wants:
+    if exchange.stream and exchange.api in STREAM_OPTIONS and ask_usage and not wants:
         extra["stream_options"] = {
             **(options if isinstance(options, dict) else {}),
             "include_usage": True,
         }
         exchange.added_usage = True
-    field, apis = TOLD_IN.get(engine, ("", set[str]()))
+    field, apis = TOLD_IN.get(ticket.engine, ("", set[str]()))
     if exchange.api in apis:
-        session = exchange.session
         given = body.get(field)
-        extra["session_id"] = session.session_id
+        extra["session_id"] = ticket.session_id
         extra[field] = {
             **(given if isinstance(given, dict) else {}),
-            "marsbench_session": session.session,
-            "marsbench_turn": session.turn_index,
-            "marsbench_arrival_s": session.state.arrival_s,
+            "marsbench_session": ticket.session,
+            "marsbench_turn": ticket.turn_index,
+            "marsbench_arrival_s": ticket.arrival_s,
         }
-        if hints.priority is not None and "priority" not in body:
-            extra["priority"] = hints.priority
+        if ticket.priority is not None and "priority" not in body:
+            extra["priority"] = ticket.priority
     if not extra:
         return exchange.raw
     return _encode({**body, **extra})

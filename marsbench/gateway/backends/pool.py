@@ -11,8 +11,8 @@ import aiohttp
 
 from marsbench.engine.live.metrics import ServerMetrics
 from marsbench.errors import PolicyError
+from marsbench.gateway.backends.lines import BackendLine
 from marsbench.gateway.backends.routing import StickyLeastLoaded, least_loaded
-from marsbench.gateway.backends.upstream import UpstreamPool
 from marsbench.gateway.control.bus import WallClock
 from marsbench.gateway.control.sessions import LiveSession
 from marsbench.gateway.control.views import ReplicaView, read_metrics
@@ -36,11 +36,7 @@ class Backend:
     """One engine behind the gateway, with its health and its load."""
 
     index: int
-    url: str
-    client: aiohttp.ClientSession
-    """For everything but turns."""
-    upstream: UpstreamPool
-    """For turns."""
+    line: BackendLine
     view: ReplicaView
     engine: str = ""
     """Which engine it is, as in ``--engine``; empty where that is not known."""
@@ -54,6 +50,11 @@ class Backend:
     """It is not brought back before."""
     silent_until_s: float = 0.0
     """It has no /metrics that we can read, and is not asked again before."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.line.url
 
 
 class BackendPool:
@@ -111,7 +112,7 @@ class BackendPool:
         Servers of somebody else (engine openai) are only asked while they are out.
         """
         for backend in self.backends:
-            backend.upstream.tidy()
+            backend.line.upstream.tidy()
         passive = self._settings.engine == "openai"
         asked = [b for b in self.backends if not (passive and b.healthy)]
         found = await asyncio.gather(*(self._probe(backend) for backend in asked))
@@ -190,7 +191,7 @@ async def fetch(
     backend: Backend, path: str, headers: Sequence[tuple[str, str]] = ()
 ) -> tuple[int, bytes]:
     """GET a page of a backend, cut at MAX_PAGE_BYTES."""
-    async with backend.client.get(
+    async with backend.line.client.get(
         backend.url + path, timeout=PROBE_TIMEOUT, headers=headers, allow_redirects=False
     ) as answer:
         return answer.status, await answer.content.read(MAX_PAGE_BYTES)

@@ -32,9 +32,9 @@ class PromptLengths:
         """Return the tokens of tools and system messages, if an engine has had the same ones
         before.
         """
-        if not prompt.head or prompt.head_digest not in self._heads:
+        if not prompt.head_bytes or prompt.head_digest not in self._heads:
             return 0
-        return len(prompt.head) * tokens // prompt.num_bytes
+        return prompt.head_bytes * tokens // prompt.num_bytes
 
     def counted(self, prompt: Prompt, session: LiveSession, tokens: int) -> None:
         """Learn from the tokens that a backend has counted in a prompt."""
@@ -46,7 +46,7 @@ class PromptLengths:
 
     def answered(self, prompt: Prompt) -> None:
         """Note that an engine has answered the prompt, so it has had its head."""
-        if not prompt.head:
+        if not prompt.head_bytes:
             return
         self._heads[prompt.head_digest] = None
         self._heads.move_to_end(prompt.head_digest)

@@ -59,7 +59,7 @@ class Operations:
         session = gateway.control.table.sessions.get(request.path_params["number"])
         if session is None:
             raise ApiProblem(404, "no unfinished session has this number", code="no_session")
-        await gateway.proxy.cancel(session)
+        await gateway.desk.cancel(session)
         gateway.control.end(session, Status.ERROR)
         content = {"number": session.session, "session_id": session.session_id, "ended": True}
         return Response(msgspec.json.encode(content), media_type=JSON)

@@ -15,10 +15,11 @@ from marsbench.events import Status
 from marsbench.gateway.backends.carry import ClientSide
 from marsbench.gateway.backends.exchange import Exchange
 from marsbench.gateway.backends.messages import Message, Receive, Send
+from marsbench.gateway.control.desk import TOLD_HEADERS, TurnAsk
 from marsbench.gateway.control.sessions import LiveSession
 from marsbench.gateway.control.slots import Lease
 from marsbench.gateway.http.guard import DRAINING
-from marsbench.gateway.http.limits import RETRY_S, Scope, read_body
+from marsbench.gateway.http.limits import Scope, read_body
 from marsbench.gateway.messages.classify import classify
 from marsbench.gateway.messages.identity import identify
 from marsbench.gateway.messages.prompt import read_prompt
@@ -27,6 +28,7 @@ from marsbench.gateway.problems import ApiProblem
 
 if TYPE_CHECKING:
     from marsbench.gateway.app import Gateway
+    from marsbench.gateway.http.front import HttpSide
 
 JSON = "application/json"
 
@@ -34,20 +36,20 @@ JSON = "application/json"
 class Completions:
     """POST of one completions API: a turn of a session."""
 
-    def __init__(self, gateway: Gateway, api: str) -> None:
-        self._gateway = gateway
+    def __init__(self, front: HttpSide, api: str) -> None:
+        self._front = front
         self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway = self._gateway
-        with gateway.bodies.hold() as share:
-            raw = await read_body(scope, receive, gateway.settings.limits, share)
-            if gateway.guard.draining:
+        front = self._front
+        with front.bodies.hold() as share:
+            raw = await read_body(scope, receive, front.settings.limits, share)
+            if front.guard.draining:
                 raise DRAINING
             await self._serve(scope, receive, send, raw)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, raw: bytes) -> None:
-        gateway = self._gateway
+        front = self._front
         body = decode(raw)
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         identity = identify(
@@ -55,40 +57,30 @@ class Completions:
             dict(headers),
             body,
             scope["marsbench.key"],
-            session_per_key=gateway.settings.session_per_key,
+            session_per_key=front.settings.session_per_key,
         )
         prompt = read_prompt(self._api, body)
-        control = gateway.control
-        client = scope["marsbench.client"]
-        session, is_new = control.table.resolve(client, identity, prompt, gateway.clock.now_ps())
-        if is_new:
-            self._admit_client(session, scope["marsbench.tenant"])
-        scope["marsbench.session"] = session.told_id
+        ask = TurnAsk(
+            api=self._api,
+            raw=raw,
+            client=scope["marsbench.client"],
+            tenant=scope["marsbench.tenant"],
+            identity=identity,
+            prompt=prompt,
+            headers=[header for header in headers if header[0] in TOLD_HEADERS],
+        )
+        turn = await front.desk.open(ask)
+        scope["marsbench.session"] = turn.told_id
         exchange = Exchange(
             api=self._api,
             headers=headers,
             body=body,
             raw=raw,
-            prompt=prompt,
-            identity=identity,
-            session=session,
-            client=ClientSide(send, scope["marsbench.wire"], session.told_id, gateway.clock.now_s),
+            stream=prompt.stream,
+            turn=turn,
+            client=ClientSide(send, scope["marsbench.wire"], turn.told_id, front.clock.now_s),
         )
-        control.ready(session, prompt)
-        await gateway.proxy.run(exchange, receive)
-
-    def _admit_client(self, session: LiveSession, tenant: str) -> None:
-        """ApiProblem (429) if the session's client has too many already."""
-        table, most = self._gateway.control.table, self._gateway.settings.limits.sessions
-        session.tenant = tenant
-        if most and not session.is_child and table.num_sessions(session.scope) > most:
-            table.remove(session)
-            raise ApiProblem(
-                429,
-                f"more than {most} sessions at once; end some (POST /v1/sessions/ID/end)",
-                code="too_many_sessions",
-                retry_after_s=RETRY_S,
-            )
+        await front.proxy.run(exchange, receive)
 
 
 class SessionEnd:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from starlette.middleware.cors import CORSMiddleware
 
 from marsbench.gateway.backends.exchange import PATHS
 from marsbench.gateway.backends.messages import Message, Receive, Send
-from marsbench.gateway.http.limits import RateLimit, Scope
-from marsbench.gateway.monitoring.meters import DEFAULT_TENANT, Meters
+from marsbench.gateway.http.limits import Scope
+from marsbench.gateway.monitoring.meters import DEFAULT_TENANT, Tally
 from marsbench.gateway.problems import ApiProblem
 from marsbench.gateway.settings import GatewaySettings
 
@@ -48,17 +49,22 @@ class Guard:
     """ASGI middleware; raises nothing, answers refusals itself."""
 
     def __init__(
-        self, app: App, settings: GatewaySettings, meters: Meters, now_s: Callable[[], float]
+        self,
+        app: App,
+        settings: GatewaySettings,
+        tally: Tally,
+        rate: Callable[[str], Awaitable[None]],
     ) -> None:
+        """``rate`` takes a request of a client, or raises ApiProblem if that has too many."""
         self.draining = False
         self.metrics_port = 0
         """Port on which nothing but the gateway's state is served; 0 = there is none."""
         self._app = app
         self._tenants = {token.encode(): name for token, name in settings.tenants.items()}
         self._admins = [token.encode() for token in settings.admin_tokens]
-        self._rate = RateLimit(settings.limits)
-        self._meters = meters
-        self._now_s = now_s
+        self._limited = settings.limits.requests_per_s > 0
+        self._rate = rate
+        self._tally = tally
         self._access = settings.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,12 +81,12 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope)
+            await self._check(scope)
             await self._app(scope, receive, watched)
         except ApiProblem as problem:
             if status:
                 raise
-            self._meters.refused.inc()
+            self._tally("refused")
             await refuse(watched, problem)
         except asyncio.CancelledError:
             if status:
@@ -92,7 +98,7 @@ class Guard:
     def _count(self, scope: Scope, status: int, took_s: float) -> None:
         endpoint = endpoint_of(scope["path"])
         tenant = scope.get("marsbench.tenant", DEFAULT_TENANT)
-        self._meters.requests.labels(endpoint, str(status), tenant).inc()
+        self._tally("requests", endpoint, str(status), tenant)
         if self._access:
             line = {
                 "method": scope["method"],
@@ -104,7 +110,7 @@ class Guard:
             }
             access.info("%s", msgspec.json.encode(line).decode())
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope) -> None:
         path: str = scope["path"]
         server = scope.get("server")
         if self.metrics_port and server and server[1] == self.metrics_port:
@@ -121,9 +127,9 @@ class Guard:
             raise DRAINING
         client = scope.get("client")
         scope["marsbench.client"] = scope_of(key, client[0] if client else "")
-        # Tenants have a rate of their own; without tokens each key, else each address has one.
-        limited = f"tenant:{tenant}" if self._tenants else scope["marsbench.client"]
-        self._rate.check(limited, self._now_s())
+        if self._limited:
+            # Tenants have a rate of their own; without tokens each key, else each address has one.
+            await self._rate(f"tenant:{tenant}" if self._tenants else scope["marsbench.client"])
 
     def _tenant(self, path: str, key: str) -> str:
         """Whose request it is. ApiProblem if the key may not ask for this."""
@@ -142,6 +148,18 @@ class Guard:
         if path.startswith(ADMIN_PATHS) and (self._admins or self._tenants):
             raise ApiProblem(403, "this needs a token of --admin-token-file", code="no_admin")
         return found or DEFAULT_TENANT
+
+
+def with_cors(app: App, settings: GatewaySettings) -> App:
+    """The app, which web pages may call where an operator says so."""
+    if not settings.cors_origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+    )
 
 
 def endpoint_of(path: str) -> str:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from marsbench.gateway.backends.messages import Receive
 from marsbench.gateway.problems import ApiProblem
@@ -46,12 +46,41 @@ class RateLimit:
             self._clients.popitem(last=False)
 
 
+class Count(Protocol):
+    """A number that several processes may share, each with a part of its own."""
+
+    own: int
+    """The part of this process."""
+
+    @property
+    def total(self) -> int:
+        """Of all processes."""
+        ...
+
+
+class OwnCount:
+    """The count of a process that is alone."""
+
+    def __init__(self) -> None:
+        self.own = 0
+
+    @property
+    def total(self) -> int:
+        """There are no others."""
+        return self.own
+
+
 class BodyBudget:
     """Bytes of request bodies that may be in memory at once, whoever sent them."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.used = 0
+    def __init__(self, limits: Limits, count: Count | None = None) -> None:
+        self._count = count or OwnCount()
         self._most = limits.all_body_bytes
+
+    @property
+    def used(self) -> int:
+        """Bytes that are in memory, of all processes."""
+        return self._count.total
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[BodyShare]:
@@ -62,15 +91,19 @@ class BodyBudget:
         try:
             yield share
         finally:
-            self.used -= share.num_bytes
+            self.give(share.num_bytes)
 
     def take(self, num_bytes: int) -> None:
         """Count bytes that have come; ApiProblem (503) if there is no room for them."""
-        if self.used + num_bytes > self._most:
+        if self._count.total + num_bytes > self._most:
             raise ApiProblem(
                 503, "too many large requests at once", code="busy", retry_after_s=RETRY_S
             )
-        self.used += num_bytes
+        self._count.own += num_bytes
+
+    def give(self, num_bytes: int) -> None:
+        """Count bytes that are no longer held."""
+        self._count.own -= num_bytes
 
 
 @dataclass(slots=True)
@@ -86,23 +119,45 @@ class BodyShare:
         self.num_bytes += num_bytes
 
 
+class ConnectionCount(Protocol):
+    """Counts open connections by the address they come from, and cuts those that are too many."""
+
+    def opened(self, address: str, cut: Callable[[], None]) -> int:
+        """Count a connection and return its number; ``cut`` is called, now or later, if it is one
+        too many.
+        """
+        ...
+
+    def closed(self, number: int) -> None:
+        """Count a connection that is gone."""
+        ...
+
+
 class Connections:
-    """Open connections by the address they come from."""
+    """Those of this process, or of all its workers."""
 
     def __init__(self, most: int) -> None:
+        """``most`` of one address; 0 = no limit."""
         self._most = most
-        self._open: Counter[str] = Counter()
+        self._of_address: Counter[str] = Counter()
+        self._open: dict[int, str] = {}
+        self._last = 0
 
-    def opened(self, address: str) -> bool:
-        """Count a connection; False if its address has too many."""
-        self._open[address] += 1
-        return not self._most or self._open[address] <= self._most
+    def opened(self, address: str, cut: Callable[[], None]) -> int:
+        """Count it."""
+        self._last += 1
+        self._open[self._last] = address
+        self._of_address[address] += 1
+        if self._most and self._of_address[address] > self._most:
+            cut()
+        return self._last
 
-    def closed(self, address: str) -> None:
-        """Count a connection that is gone."""
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+    def closed(self, number: int) -> None:
+        """Count it no more."""
+        address = self._open.pop(number)
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
 
 
 async def read_body(scope: Scope, receive: Receive, limits: Limits, share: BodyShare) -> bytes:

@@ -14,7 +14,7 @@ from marsbench.gateway.http.limits import read_body
 from marsbench.gateway.problems import ApiProblem, as_openai
 
 if TYPE_CHECKING:
-    from marsbench.gateway.app import Gateway
+    from marsbench.gateway.http.front import HttpSide
 
 PATHS = {
     "/v1/models": "GET",
@@ -29,32 +29,32 @@ PATHS = {
 class PassThrough:
     """Asks the first healthy backend; one that cannot be reached is followed by the next."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, front: HttpSide) -> None:
+        self._front = front
 
     async def __call__(self, request: Request) -> Response:
-        gateway = self._gateway
-        limits, pool = gateway.settings.limits, gateway.pool
+        front = self._front
+        limits, desk = front.settings.limits, front.desk
         path = request.url.path
         if path.startswith("/s/"):
             path = "/" + path[3:].partition("/")[2]
-        with gateway.bodies.hold() as share:
+        with front.bodies.hold() as share:
             raw = await read_body(request.scope, request.receive, limits, share)
-            for index in pool.healthy:
+            for index in await desk.healthy():
                 try:
                     return await self._ask(request, index, path, raw)
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    pool.failed(index, type(error).__name__)
+                    desk.failed(index, type(error).__name__)
         raise ApiProblem(503, "no backend is available", code="no_backend", retry_after_s=PROBE_S)
 
     async def _ask(self, request: Request, index: int, path: str, raw: bytes) -> Response:
-        settings = self._gateway.settings
-        backend = self._gateway.pool.backends[index]
+        settings = self._front.settings
+        line = self._front.lines[index]
         headers = upstream_headers(
             request.headers.items(), settings.upstream_key, own_auth=bool(settings.tokens)
         )
-        async with backend.client.request(
-            request.method, backend.url + path, data=raw, headers=headers, allow_redirects=False
+        async with line.client.request(
+            request.method, line.url + path, data=raw, headers=headers, allow_redirects=False
         ) as answer:
             data = await answer.content.read(settings.limits.body_bytes)
             if not answer.content.at_eof():

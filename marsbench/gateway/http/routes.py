@@ -17,17 +17,24 @@ from marsbench.gateway.problems import ApiProblem, error_body
 
 if TYPE_CHECKING:
     from marsbench.gateway.app import Gateway
+    from marsbench.gateway.http.front import HttpSide
+
+
+def carrying_routes(front: HttpSide) -> list[Route]:
+    """Return the routes whose bytes come from a backend."""
+    found = []
+    pass_through = passing.PassThrough(front)
+    for prefix in ("", "/s/{session_id}"):
+        for api, path in PATHS.items():
+            found.append(Route(prefix + path, Completions(front, api), methods=["POST"]))
+        for path, method in passing.PATHS.items():
+            found.append(Route(prefix + path, pass_through.__call__, methods=[method]))
+    return found
 
 
 def routes(gateway: Gateway) -> list[Route]:
     """Return all routes of a gateway."""
-    found = []
-    pass_through = passing.PassThrough(gateway)
-    for prefix in ("", "/s/{session_id}"):
-        for api, path in PATHS.items():
-            found.append(Route(prefix + path, Completions(gateway, api), methods=["POST"]))
-        for path, method in passing.PATHS.items():
-            found.append(Route(prefix + path, pass_through.__call__, methods=[method]))
+    found = carrying_routes(gateway)
     tools, operations = ToolEndpoints(gateway), Operations(gateway)
     found += [
         Route("/v1/sessions/{session_id}/end", SessionEnd(gateway), methods=["POST"]),

@@ -15,7 +15,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from marsbench.errors import ConfigError
 from marsbench.gateway.app import Gateway
-from marsbench.gateway.http.limits import Connections
+from marsbench.gateway.http.guard import App
+from marsbench.gateway.http.limits import ConnectionCount, Connections, Count, OwnCount
 from marsbench.gateway.problems import error_body
 from marsbench.gateway.settings import GatewaySettings
 
@@ -33,14 +34,16 @@ class PatientProtocol(HttpToolsProtocol):
 
     header_s = 10.0
     header_bytes = 64 << 10
-    by_address = Connections(0)
-    address = ""
+    connections_at_most = 4096
+    by_address: ConnectionCount = Connections(0)
+    all_open: Count = OwnCount()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
-        if not self.by_address.opened(self.address):
-            transport.abort()  # an answer would cost what the limit is to save
+        address = self.client[0] if self.client else ""
+        # Cut without an answer, which would cost what the limit is to save.
+        self._number = self.by_address.opened(address, transport.abort)
+        self.all_open.own += 1
         self._head_bytes = 0
         self._in_head = True
         self._pause: Callable[[], None] = _nothing
@@ -49,7 +52,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self.by_address.closed(self.address)
+        self.by_address.closed(self._number)
+        self.all_open.own -= 1
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,6 +78,8 @@ class PatientProtocol(HttpToolsProtocol):
         if size > self.header_bytes:
             self._refuse(431, "the request's headers are too large")
             return
+        elsewhere = self.all_open.total - self.all_open.own
+        self.limit_concurrency = max(self.connections_at_most - elsewhere, 1)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -173,18 +179,30 @@ class DrainingServer(uvicorn.Server):
 
 def make_server(gateway: Gateway) -> DrainingServer:
     """Make a server for a gateway; ``run()`` or ``await serve()`` it."""
-    settings = gateway.settings
+    by_address = Connections(gateway.settings.limits.client_connections)
+    return DrainingServer(server_config(gateway.settings, gateway.app, by_address), gateway)
+
+
+def server_config(
+    settings: GatewaySettings,
+    app: App,
+    by_address: ConnectionCount,
+    all_open: Count | None = None,
+) -> uvicorn.Config:
+    """Return how a gateway, or a worker of one, serves HTTP."""
     protocol = type(
         "GatewayProtocol",
         (PatientProtocol,),
         {
             "header_s": settings.limits.header_s,
             "header_bytes": settings.limits.header_bytes,
-            "by_address": Connections(settings.limits.client_connections),
+            "connections_at_most": settings.limits.connections,
+            "by_address": by_address,
+            "all_open": all_open or OwnCount(),
         },
     )
-    config = uvicorn.Config(
-        gateway.app,
+    return uvicorn.Config(
+        app,
         http=protocol,
         loop="uvloop",
         ws="none",
@@ -198,7 +216,6 @@ def make_server(gateway: Gateway) -> DrainingServer:
         server_header=False,
         backlog=BACKLOG,
     )
-    return DrainingServer(config, gateway)
 
 
 def bind(settings: GatewaySettings) -> socket.socket:
@@ -206,12 +223,36 @@ def bind(settings: GatewaySettings) -> socket.socket:
     return listen(settings.host, settings.port)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_all(settings: GatewaySettings) -> list[socket.socket]:
+    """Open a gateway's listening sockets, one for each worker; ConfigError if the address cannot
+    be had.
+
+    Those of workers share their port: the kernel spreads connections over them.
+    """
+    first = bind(settings)
+    if settings.workers == 1:
+        return [first]
+    host, port = first.getsockname()[:2]
+    first.close()  # it was alone on its port; those that share it would not notice others
+    found: list[socket.socket] = []
+    try:
+        for _ in range(settings.workers):
+            found.append(listen(host, port, shared=True))  # noqa: PERF401 - closed if one fails
+    except ConfigError:
+        for sock in found:
+            sock.close()
+        raise
+    return found
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Open a listening socket; ConfigError if the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         found.bind((host, port))
         found.listen(BACKLOG)
     except OSError as error:

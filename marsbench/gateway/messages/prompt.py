@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,52 +52,47 @@ class ToolResult(NamedTuple):
     error: bool
 
 
-@dataclass(slots=True)
-class Prompt:
-    """The prompt of one request."""
+class PromptText(NamedTuple):
+    """The bytes of a prompt."""
 
-    model: str
-    stream: bool
     head: bytes
     """Tools and leading system messages."""
     pieces: list[bytes]
     messages: Sequence[Any] = ()
     """The messages the pieces came from; empty for text and token prompts."""
-    tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Prompt:
+    """The prompt of one request: what identifies it, and on demand its text."""
+
+    model: str
+    stream: bool
+    tokens: int | None
     """Exact length, where the prompt is token ids."""
-    previous_response: str = ""
-    chain: list[bytes] = field(default_factory=list)
-    """``chain[i]`` covers ``pieces[: i + 1]``."""
-
-    def __post_init__(self) -> None:
-        running = hashlib.blake2b(digest_size=16)
-        for piece in self.complete():
-            running.update(len(piece).to_bytes(8, "little"))
-            running.update(piece)
-            self.chain.append(running.digest())
-
-    @property
-    def num_bytes(self) -> int:
-        """Length of the whole prompt."""
-        return len(self.head) + sum(map(len, self.pieces))
+    previous_response: str
+    num_bytes: int
+    """Length of the whole prompt."""
+    head_bytes: int
+    head_digest: bytes
+    """Which shared head this is."""
+    chain: list[bytes]
+    """``chain[i]`` covers the pieces up to ``i``; of those that later prompts can only repeat whole."""
+    tail: bytes
+    """Digest of an incomplete last piece (text prompts)."""
+    tail_bytes: int
+    read: Callable[[], PromptText] = field(repr=False, compare=False)
+    """Its text. May take time: only what a request says beyond its identity needs it."""
 
     @property
-    def head_digest(self) -> bytes:
-        """Which shared head this is."""
-        return digest(self.head)
-
-    def complete(self) -> list[bytes]:
-        """Return the pieces that later prompts can only repeat whole."""
-        if self.messages or not self.pieces or len(self.pieces[-1]) == CHUNK_BYTES:
-            return self.pieces
-        return self.pieces[:-1]
+    def num_pieces(self) -> int:
+        """Pieces after the head."""
+        return len(self.chain) + (self.tail_bytes > 0)
 
     def mark(self) -> Mark:
-        """Return a mark of where this prompt ends."""
-        full = self.complete()
-        tail = self.pieces[-1] if len(full) < len(self.pieces) else b""
+        """Return where this prompt ends."""
         last = self.chain[-1] if self.chain else b""
-        return Mark(len(full), last, digest(tail), len(tail))
+        return Mark(len(self.chain), last, self.tail, self.tail_bytes)
 
     def extends(self, mark: Mark) -> bool:
         """Whether this prompt starts with the marked one and goes on after it."""
@@ -106,11 +101,11 @@ class Prompt:
         ):
             return False
         if not mark.tail_bytes:
-            return len(self.pieces) > mark.depth > 0
-        if len(self.pieces) <= mark.depth:
+            return self.num_pieces > mark.depth > 0
+        if self.num_pieces <= mark.depth:
             return False
-        piece = self.pieces[mark.depth]
-        longer = len(piece) > mark.tail_bytes or len(self.pieces) > mark.depth + 1
+        piece = self.read().pieces[mark.depth]
+        longer = len(piece) > mark.tail_bytes or self.num_pieces > mark.depth + 1
         return longer and digest(piece[: mark.tail_bytes]) == mark.tail
 
     def repeats(self, mark: Mark) -> bool:
@@ -119,7 +114,40 @@ class Prompt:
 
     def after(self, mark: Mark) -> Sequence[Any]:
         """Return the messages that the marked prompt did not have."""
-        return self.messages[mark.depth :]
+        return self.read().messages[mark.depth :]
+
+
+def prompt_of(
+    text: PromptText,
+    model: str,
+    *,
+    stream: bool,
+    tokens: int | None = None,
+    previous_response: str = "",
+) -> Prompt:
+    """Return a prompt whose text is at hand."""
+    pieces = text.pieces
+    whole = bool(text.messages or not pieces or len(pieces[-1]) == CHUNK_BYTES)
+    tail = b"" if whole else pieces[-1]
+    running = hashlib.blake2b(digest_size=16)
+    chain = []
+    for piece in pieces if whole else pieces[:-1]:
+        running.update(len(piece).to_bytes(8, "little"))
+        running.update(piece)
+        chain.append(running.digest())
+    return Prompt(
+        model=model,
+        stream=stream,
+        tokens=tokens,
+        previous_response=previous_response,
+        num_bytes=len(text.head) + sum(map(len, pieces)),
+        head_bytes=len(text.head),
+        head_digest=digest(text.head),
+        chain=chain,
+        tail=digest(tail),
+        tail_bytes=len(tail),
+        read=lambda: text,
+    )
 
 
 def digest(data: bytes) -> bytes:
@@ -143,7 +171,7 @@ def read_prompt(api: str, body: Mapping[str, Any]) -> Prompt:
     system = body.get("system") if api == "messages" else None
     if system:
         messages = [{"role": "system", "content": system}, *messages]
-    return _message_prompt(messages, body.get("tools"), model, stream)
+    return _message_prompt(messages, body.get("tools"), model, stream=stream)
 
 
 def reply_print(message: Mapping[str, Any]) -> ReplyPrint:
@@ -199,13 +227,16 @@ def message_bytes(message: Any) -> bytes:
     return b"\0".join(parts)
 
 
-def _message_prompt(messages: list[Any], tools: Any, model: str, stream: bool) -> Prompt:
+def _message_prompt(
+    messages: list[Any], tools: Any, model: str, *, stream: bool, previous_response: str = ""
+) -> Prompt:
     leading = 0
     while leading < len(messages) and _role(messages[leading]) in HEAD_ROLES:
         leading += 1
     pieces = [message_bytes(message) for message in messages]
     head = (_encode(tools) if tools else b"") + b"".join(pieces[:leading])
-    return Prompt(model, stream, head, pieces[leading:], messages[leading:])
+    text = PromptText(head, pieces[leading:], messages[leading:])
+    return prompt_of(text, model, stream=stream, previous_response=previous_response)
 
 
 def _responses_prompt(body: Mapping[str, Any], model: str, stream: bool) -> Prompt:
@@ -216,10 +247,14 @@ def _responses_prompt(body: Mapping[str, Any], model: str, stream: bool) -> Prom
         raise ApiProblem(400, "input: expected a string or a list of items")
     instructions = body.get("instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []
-    prompt = _message_prompt([*system, *given], body.get("tools"), model, stream)
     previous = body.get("previous_response_id")
-    prompt.previous_response = previous if isinstance(previous, str) else ""
-    return prompt
+    return _message_prompt(
+        [*system, *given],
+        body.get("tools"),
+        model,
+        stream=stream,
+        previous_response=previous if isinstance(previous, str) else "",
+    )
 
 
 def _text_prompt(given: Any, model: str, stream: bool) -> Prompt:
@@ -237,7 +272,7 @@ def _text_prompt(given: Any, model: str, stream: bool) -> Prompt:
     else:
         raise ApiProblem(400, "prompt: expected a string or a list of token ids")
     pieces = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
-    return Prompt(model, stream, b"", pieces, tokens=tokens)
+    return prompt_of(PromptText(b"", pieces), model, stream=stream, tokens=tokens)
 
 
 def _text(content: Any) -> bytes:

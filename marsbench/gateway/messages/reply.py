@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from marsbench.gateway.messages.classify import classify
 from marsbench.gateway.messages.prompt import ReplyPrint, arguments_digest
 
 MAX_NAME_CHARS = 64
@@ -134,6 +135,41 @@ _DECODER = msgspec.json.Decoder(_ReplyChunk)
 _LIST_DECODER = msgspec.json.Decoder(list[_ReplyChunk])
 
 
+class CallFacts(msgspec.Struct, frozen=True, array_like=True):
+    """A tool call that a reply asks for."""
+
+    call_id: str
+    name: str
+    tool_class: str
+    arguments: bytes
+    """Digest."""
+
+
+class ReplyFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of a reply once it has ended."""
+
+    response_id: str = ""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish_reason: str = ""
+    calls: tuple[CallFacts, ...] = ()
+    text: bytes = b""
+    """Digest."""
+    text_bytes: int = 0
+    reasoning_bytes: int = 0
+    output_bytes: int = 0
+    """All of the output."""
+    events: int = 0
+    garbage: int = 0
+    error: str = ""
+
+    def print(self) -> ReplyPrint:
+        """Return how a later prompt would carry this reply, if verbatim."""
+        calls = tuple((call.call_id, call.name, call.arguments) for call in self.calls)
+        return ReplyPrint(self.text, calls)
+
+
 class Reply:
     """Reads one response, whole or in stream events."""
 
@@ -169,11 +205,27 @@ class Reply:
         calls = sum(len(call.name) + call.arguments_bytes for call in self.calls.values())
         return self.text_bytes + self.reasoning_bytes + calls
 
-    def print(self) -> ReplyPrint:
-        """Return how a later prompt would carry this reply, if verbatim."""
-        calls = tuple((c.call_id, c.name, c.print()) for c in self.calls.values())
+    def facts(self) -> ReplyFacts:
+        """Return all that is known of it by now."""
         self._take_text()
-        return ReplyPrint(self._text.digest(), calls)
+        return ReplyFacts(
+            response_id=self.response_id,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            finish_reason=self.finish_reason,
+            calls=tuple(
+                CallFacts(c.call_id, c.name, classify(c.name, c.arguments), c.print())
+                for c in self.calls.values()
+            ),
+            text=self._text.digest(),
+            text_bytes=self._text_bytes,
+            reasoning_bytes=self.reasoning_bytes,
+            output_bytes=self.output_bytes,
+            events=self.events,
+            garbage=self.garbage,
+            error=self.error,
+        )
 
     def feed(self, data: bytes) -> bool:
         """Take in a body or the data of an event; True if this is only the token counts."""

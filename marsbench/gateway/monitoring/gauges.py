@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from marsbench.gateway.control.views import ReplicaView
-from marsbench.gateway.monitoring.meters import BackendReading
+from marsbench.gateway.monitoring.meters import LabelledReading
 
 if TYPE_CHECKING:
     from marsbench.gateway.app import Gateway
@@ -23,7 +23,7 @@ def _states(gateway: Gateway) -> None:
     gauge = gateway.meters.gauge
     control, fleet, slots = gateway.control, gateway.control.fleet, gateway.slots
     gauge("pending_turns", "Turns that wait for admission.", lambda: control.num_pending)
-    gauge("turns_in_flight", "Requests being served.", lambda: len(gateway.proxy.in_flight))
+    gauge("turns_in_flight", "Requests being served.", lambda: len(gateway.desk.turns))
     gauge("active_sessions", "Admitted, unfinished sessions.", lambda: len(fleet.active))
     gauge("sessions", "Unfinished sessions.", lambda: len(control.table.sessions))
     gauge("tools_running", "Tool calls that run, or are thought to.", lambda: slots.running)
@@ -60,10 +60,10 @@ def _totals(gateway: Gateway) -> None:
 def _backends(gateway: Gateway) -> None:
     pool, meters = gateway.pool, gateway.meters
 
-    def each(read: Callable[[ReplicaView], float]) -> BackendReading:
+    def each(read: Callable[[ReplicaView], float]) -> LabelledReading:
         return lambda: ((str(view.index), read(view)) for view in pool.views)
 
-    def told(field: str) -> BackendReading:
+    def told(field: str) -> LabelledReading:
         return lambda: (
             (str(view.index), float(getattr(view.metrics, field)))
             for view in pool.views

@@ -27,8 +27,10 @@ PREFIX = "marsbench_gateway_"
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 DEFAULT_TENANT = "default"
 Reading = Callable[[], float]
-BackendReading = Callable[[], Iterable[tuple[str, float]]]
-"""(backend, value) of every backend that has the value."""
+Tally = Callable[..., None]
+"""``tally(counter, *labels)``: one more of something that happens to requests (``Meters.count``)."""
+LabelledReading = Callable[[], Iterable[tuple[str, float]]]
+"""(label, value) of every backend or worker that has the value."""
 
 
 class Meters:
@@ -39,32 +41,27 @@ class Meters:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self._counters: dict[str, Counter] = {}
         self._read = _Readings()
         self.registry.register(self._read)
-        self.requests = self._counter(
+        self._counter(
             "requests", "Requests that were answered, or whose client left (499).",
             "endpoint", "status", "tenant",
         )  # fmt: skip
-        self.refused = self._counter("refused", "Requests refused before they reached a session.")
-        self.disconnects = self._counter(
-            "client_disconnects", "Clients gone before the reply ended."
-        )
-        self.stalled = self._counter(
-            "client_stalls", "Clients dropped because they stopped reading."
-        )
-        self.retries = self._counter("retries", "Turns that were never sent and went elsewhere.")
-        self.broken = self._counter("broken_streams", "Streams that broke off.")
-        self.garbage = self._counter("garbage_replies", "Replies with parts that are not JSON.")
-        self.estimated = self._counter("estimated_turns", "Turns whose backend counted no tokens.")
-        self.failed_steps = self._counter("failed_steps", "Background work that failed.")
+        self._counter("refused", "Requests refused before they reached a session.")
+        self._counter("client_disconnects", "Clients gone before the reply ended.")
+        self._counter("client_stalls", "Clients dropped because they stopped reading.")
+        self._counter("retries", "Turns that were never sent and went elsewhere.")
+        self._counter("broken_streams", "Streams that broke off.")
+        self._counter("garbage_replies", "Replies with parts that are not JSON.")
+        self._counter("estimated_turns", "Turns whose backend counted no tokens.")
+        self._counter("failed_steps", "Background work that failed.")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens.", "backend")
         self.cached_tokens = self._counter(
             "cached_prompt_tokens", "Prompt tokens found in the prefix cache.", "backend"
         )
         self.output_tokens = self._counter("generation_tokens", "Generated tokens.", "backend")
-        self.backend_errors = self._counter(
-            "backend_errors", "Connections that failed and server errors.", "backend"
-        )
+        self._counter("backend_errors", "Connections that failed and server errors.", "backend")
         self.ttft_s = self._histogram(
             "time_to_first_token_seconds", "First output since the turn was sent.", "backend"
         )
@@ -82,6 +79,11 @@ class Meters:
             PREFIX + "build_info", "What runs.", tuple(info), registry=self.registry
         ).labels(*info.values()).set(1)  # fmt: skip
 
+    def count(self, counter: str, *labels: str, by: float = 1) -> None:
+        """Count one more, of a counter by its name."""
+        found = self._counters[counter]
+        (found.labels(*labels) if labels else found).inc(by)
+
     def gauge(self, name: str, text: str, read: Reading) -> None:
         """Add a value that is looked up at each scrape."""
         self._read.plain[PREFIX + name] = GaugeMetricFamily, text, read
@@ -90,20 +92,29 @@ class Meters:
         """Add a total that somebody else counts, looked up at each scrape."""
         self._read.plain[PREFIX + name] = CounterMetricFamily, text, read
 
-    def backend_gauge(self, name: str, text: str, read: BackendReading) -> None:
+    def backend_gauge(self, name: str, text: str, read: LabelledReading) -> None:
         """Add a value of each backend, looked up at each scrape."""
-        self._read.labelled[PREFIX + "backend_" + name] = GaugeMetricFamily, text, read
+        self._read.labelled[PREFIX + "backend_" + name] = GaugeMetricFamily, "backend", text, read
 
-    def backend_counter(self, name: str, text: str, read: BackendReading) -> None:
+    def backend_counter(self, name: str, text: str, read: LabelledReading) -> None:
         """Add a total that each backend counts, looked up at each scrape."""
-        self._read.labelled[PREFIX + "backend_" + name] = CounterMetricFamily, text, read
+        self._read.labelled[PREFIX + "backend_" + name] = CounterMetricFamily, "backend", text, read
+
+    def worker_gauge(self, name: str, text: str, read: LabelledReading) -> None:
+        """Add a value of each worker, looked up at each scrape."""
+        self._read.labelled[PREFIX + "worker_" + name] = GaugeMetricFamily, "worker", text, read
+
+    def worker_counter(self, name: str, text: str, read: LabelledReading) -> None:
+        """Add a total of each worker's process, looked up at each scrape."""
+        self._read.labelled[PREFIX + "worker_" + name] = CounterMetricFamily, "worker", text, read
 
     def page(self) -> bytes:
         """Return all metrics as text."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self.registry)
+        found = self._counters[name] = Counter(PREFIX + name, text, labels, registry=self.registry)
+        return found
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(PREFIX + name, text, labels, registry=self.registry, buckets=SECONDS)
@@ -117,14 +128,14 @@ class _Readings(Collector):
 
     def __init__(self) -> None:
         self.plain: dict[str, tuple[Family, str, Reading]] = {}
-        self.labelled: dict[str, tuple[Family, str, BackendReading]] = {}
+        self.labelled: dict[str, tuple[Family, str, str, LabelledReading]] = {}
 
     def collect(self) -> Iterable[Metric]:
         """Yield the values of now; the registry calls this at each scrape."""
         for name, (family, text, read) in self.plain.items():
             yield family(name, text, value=read())
-        for name, (family, text, read_all) in self.labelled.items():
-            found = family(name, text, labels=("backend",))
-            for backend, value in read_all():
-                found.add_metric((backend,), value)
+        for name, (family, label, text, read_all) in self.labelled.items():
+            found = family(name, text, labels=(label,))
+            for labelled, value in read_all():
+                found.add_metric((labelled,), value)
             yield found

@@ -25,12 +25,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from marsbench.core import PS_PER_S, to_ps
 from marsbench.events import Event, Kind
 from marsbench.events import Status as SessionStatus
-from marsbench.gateway.backends.exchange import Exchange
+from marsbench.gateway.control.desk import TRACE_HEADERS, Carried, LocalTurn
 from marsbench.gateway.control.plane import TurnEnd
 from marsbench.gateway.control.sessions import LiveSession
-from marsbench.gateway.messages.reply import Reply
 
-TRACE_HEADERS = ("traceparent", "tracestate")
 MOST_OPEN = 100_000
 """Sessions with an open span; further ones have turns without a session's span above them."""
 _propagator = TraceContextTextMapPropagator()
@@ -66,13 +64,13 @@ class Traces:
 
     # --- TurnObserver
 
-    def sent(self, exchange: Exchange, at_ps: int) -> None:
+    def sent(self, turn: LocalTurn, at_ps: int) -> None:
         """Begin the span of a turn that goes to a backend, which is told of it."""
-        session = exchange.session
-        given = {name: value for name, value in exchange.headers if name in TRACE_HEADERS}
+        session = turn.session
+        given = {name: value for name, value in turn.ask.headers if name in TRACE_HEADERS}
         above = _propagator.extract(given) if "traceparent" in given else self._above(session)
         ready_ps = self._ready_ps.pop(session.session, at_ps)
-        model = exchange.prompt.model
+        model = turn.ask.prompt.model
         span = self._tracer.start_span(
             f"chat {model}".strip(),
             above,
@@ -91,17 +89,17 @@ class Traces:
         self._turns[session.session] = span
         told: dict[str, str] = {}
         _propagator.inject(told, set_span_in_context(span))
-        kept = [(name, value) for name, value in exchange.headers if name not in TRACE_HEADERS]
-        exchange.headers = [*kept, *told.items()]
+        turn.trace_headers = list(told.items())
 
-    def done(self, exchange: Exchange, reply: Reply, end: TurnEnd, at_ps: int) -> None:
+    def done(self, turn: LocalTurn, carried: Carried, end: TurnEnd, at_ps: int) -> None:
         """End the span of a turn."""
-        span = self._turns.pop(exchange.session.session, None)
+        reply = carried.reply
+        span = self._turns.pop(turn.session.session, None)
         if span is None:
             return
         span.set_attribute("gen_ai.response.id", reply.response_id)
         span.set_attribute("gen_ai.usage.output_tokens", end.output_tokens)
-        span.set_attribute("marsbench.backend", exchange.session.backend or 0)
+        span.set_attribute("marsbench.backend", turn.session.backend or 0)
         if end.prompt_tokens is not None:
             span.set_attribute("gen_ai.usage.input_tokens", end.prompt_tokens)
         if end.cached_tokens is not None:
@@ -109,7 +107,7 @@ class Traces:
         if reply.finish_reason:
             span.set_attribute("gen_ai.response.finish_reasons", [reply.finish_reason])
         if not end.ok:
-            _fail(span, "cancelled" if exchange.client.finished is False else "upstream_error")
+            _fail(span, "cancelled" if carried.finished is False else "upstream_error")
         span.end(self._ns(at_ps))
 
     # --- EventSink

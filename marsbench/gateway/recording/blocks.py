@@ -56,10 +56,11 @@ def chain_of(prompt: Prompt, salt: bytes) -> BlockChain:
     """Return the chain of a whole prompt: its head, then its pieces."""
     size = TEXT_BLOCK_BYTES if prompt.tokens is None else TOKEN_BLOCK_BYTES
     chain = BlockChain(salt, size)
-    chain.extend(prompt.head + b"".join(prompt.pieces))
+    text = prompt.read()
+    chain.extend(text.head + b"".join(text.pieces))
     return chain
 
 
 def head_id(prompt: Prompt, salt: bytes) -> str:
     """Return a name of a shared head that says nothing about its text."""
-    return hashlib.blake2b(prompt.head, digest_size=DIGEST_BYTES, key=salt).hexdigest()
+    return hashlib.blake2b(prompt.read().head, digest_size=DIGEST_BYTES, key=salt).hexdigest()

@@ -9,10 +9,9 @@ from typing import Any
 
 from marsbench.core import Session, ToolCall, to_s
 from marsbench.events import Event, Kind, Status
-from marsbench.gateway.backends.exchange import Exchange
+from marsbench.gateway.control.desk import Carried, LocalTurn
 from marsbench.gateway.control.plane import TurnEnd
 from marsbench.gateway.control.sessions import LiveSession
-from marsbench.gateway.messages.reply import Reply
 from marsbench.gateway.recording.blocks import head_id
 from marsbench.gateway.recording.tape import Note, Tape, note_of
 from marsbench.gateway.recording.tracefile import TraceFile
@@ -71,9 +70,9 @@ class TraceRecorder:
 
     # --- what the proxy and the bus say --------------------------------------------------------
 
-    def sent(self, exchange: Exchange, at_ps: int) -> None:
+    def sent(self, turn: LocalTurn, at_ps: int) -> None:
         """Note that the turn goes to a backend: the gap before it is over."""
-        session = exchange.session
+        session, prompt = turn.session, turn.ask.prompt
         tape = self._tapes.get(session.session)
         if tape is None and session.past is not None:
             silent = self._silent.pop(session.past.session, None)
@@ -82,25 +81,23 @@ class TraceRecorder:
         if tape is None:
             tape = self._tapes[session.session] = Tape(self._name(session), self._salt)
             tape.arrival_s = None if session.parent is not None else session.state.arrival_s
-            tape.model = exchange.prompt.model
-            tape.agent = _agent(dict(exchange.headers))
-            tape.head = head_id(exchange.prompt, self._salt), len(exchange.prompt.head)
-        tape.returned(exchange.prompt, self._ready_ps.get(session.session, at_ps))
+            tape.model = prompt.model
+            tape.agent = _agent(dict(turn.ask.headers))
+            tape.head = head_id(prompt, self._salt), prompt.head_bytes
+        tape.returned(prompt, self._ready_ps.get(session.session, at_ps))
 
-    def done(self, exchange: Exchange, reply: Reply, end: TurnEnd, at_ps: int) -> None:
+    def done(self, turn: LocalTurn, carried: Carried, end: TurnEnd, at_ps: int) -> None:
         """Note that the turn has ended; one that failed is as if it had not been."""
-        session = exchange.session
+        session, prompt, reply = turn.session, turn.ask.prompt, carried.reply
         if not end.ok:
             return
         tape = self._tapes[session.session]
         counted = reply.prompt_tokens is not None and reply.output_tokens is not None
         tokens = session.state.prompt_tokens if end.prompt_tokens is None else end.prompt_tokens
         times = self._ready_ps.get(session.session, at_ps), at_ps
-        note = note_of(
-            exchange.prompt, reply, (tokens, end.output_tokens), times, estimated=not counted
-        )
+        note = note_of(prompt, reply, (tokens, end.output_tokens), times, estimated=not counted)
         self._learn_prefix(tape, note)
-        tape.add(note, exchange.prompt)
+        tape.add(note, prompt)
 
     def event(self, event: Event, session_id: str) -> None:
         """Take the times of turns and tool calls from an event."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from marsbench.core import Session, SharedPrefix, ToolCall, Turn, to_s
 from marsbench.gateway.messages.prompt import Prompt, ReplyPrint, digest, reply_print, tool_results
-from marsbench.gateway.messages.reply import Reply
+from marsbench.gateway.messages.reply import ReplyFacts
 from marsbench.gateway.recording.blocks import BlockChain, chain_of
 
 SUBAGENT = "subagent"
@@ -149,7 +149,7 @@ def _resent(last: Note, prompt: Prompt) -> int:
     assert last.prompt is not None
     if prompt.tokens is not None:
         return last.output_tokens  # token ids of the output are not in the reply: taken as sent
-    if not prompt.messages:
+    if not prompt.read().messages:
         return last.output_tokens if _text_follows(last, prompt) else 0
     following = prompt.after(last.prompt.mark())
     message = following[0] if following else None
@@ -166,7 +166,7 @@ def _resent(last: Note, prompt: Prompt) -> int:
 def _text_follows(last: Note, prompt: Prompt) -> bool:
     assert last.prompt is not None
     start = last.prompt.num_bytes
-    following = b"".join(prompt.pieces)[start : start + last.text_bytes]
+    following = b"".join(prompt.read().pieces)[start : start + last.text_bytes]
     return digest(following) == last.reply.text
 
 
@@ -199,7 +199,7 @@ def _turn(note: Note, new: int, resent: int, kept: int | None, *, is_last: bool)
 
 def note_of(
     prompt: Prompt,
-    reply: Reply,
+    reply: ReplyFacts,
     tokens: tuple[int, int],
     times_ps: tuple[int, int],
     *,
@@ -218,5 +218,5 @@ def note_of(
         reasoning_bytes=reply.reasoning_bytes,
         response_id=reply.response_id,
         estimated=estimated,
-        call_ids={index: call.call_id for index, call in enumerate(reply.calls.values())},
+        call_ids={index: call.call_id for index, call in enumerate(reply.calls)},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import socket
 import subprocess
@@ -19,8 +20,13 @@ import uvicorn
 from marsbench.core import PolicyContext
 from marsbench.gateway.app import Gateway
 from marsbench.gateway.backends.fake import FakeAnswer, FakeBackend
+from marsbench.gateway.http.limits import BodyBudget
 from marsbench.gateway.http.server import make_server
 from marsbench.gateway.settings import GatewaySettings, Limits, Timeouts
+from marsbench.gateway.workers.host import WorkerHost, counter_of
+from marsbench.gateway.workers.setup import WorkerSetup
+from marsbench.gateway.workers.shared import SharedCounts
+from marsbench.gateway.workers.worker import HttpWorker
 from marsbench.system import System
 
 CONTEXT = PolicyContext(
@@ -57,6 +63,8 @@ class Rig:
     client: httpx.AsyncClient
     url: str
     server: object
+    front: Gateway | HttpWorker
+    """Who serves the clients: the gateway itself, or a worker of it."""
     backend_servers: list[uvicorn.Server] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
 
@@ -73,11 +81,11 @@ class Rig:
         return [(int(r[1]), int(r[2]), int(r[3])) for r in rows if not kinds or r[1] in kinds]
 
 
-async def start(server: uvicorn.Server, sock: socket.socket) -> uvicorn.Server:
+async def start(server: uvicorn.Server, *socks: socket.socket) -> uvicorn.Server:
     """Begin to serve, without the polling loop of a process that waits for signals."""
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup(sockets=[sock])
+    await server.startup(sockets=list(socks))
     await server.on_tick(0)
     return server
 
@@ -102,9 +110,16 @@ def backend_server(app: FakeBackend) -> uvicorn.Server:
 
 @contextlib.asynccontextmanager
 async def run_rig(
-    *plans, system=STOCK, backends=None, limits=None, timeouts=None, headers=None, **settings
+    *plans,
+    system=STOCK,
+    backends=None,
+    limits=None,
+    timeouts=None,
+    headers=None,
+    remote=False,
+    **settings,
 ):
-    """A gateway over one backend per plan (or the given backends)."""
+    """A gateway over one backend per plan (or the given backends); ``remote``: behind a worker."""
     fakes = (
         list(backends)
         if backends is not None
@@ -128,25 +143,67 @@ async def run_rig(
         **settings,
     )
     gateway = Gateway(made, system, CONTEXT)
-    server = await start(make_server(gateway), gateway_socket)
+    if remote:
+        serving = serve_remotely(gateway, gateway_socket)
+    else:
+        serving = serve_here(gateway, gateway_socket)
     url = f"http://127.0.0.1:{gateway_socket.getsockname()[1]}"
-    async with httpx.AsyncClient(
-        base_url=url, timeout=20, headers=headers, trust_env=False, verify=False
-    ) as client:
-        rig = Rig(gateway, fakes, client, url, server, running, ports)
-        try:
-            yield rig
-        finally:
-            await client.aclose()
-            await stop(server)
-            for each in running:
-                await stop(each)
+    async with (
+        httpx.AsyncClient(
+            base_url=url, timeout=20, headers=headers, trust_env=False, verify=False
+        ) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for each in running:
+            stack.push_async_callback(stop, each)
+        server, front = await stack.enter_async_context(serving)
+        stack.push_async_callback(client.aclose)
+        yield Rig(gateway, fakes, client, url, server, front, running, ports)
+
+
+@contextlib.asynccontextmanager
+async def serve_here(gateway: Gateway, sock: socket.socket):
+    """By the gateway's own server."""
+    server = await start(make_server(gateway), sock)
+    try:
+        yield server, gateway
+    finally:
+        await stop(server)
+
+
+@contextlib.asynccontextmanager
+async def serve_remotely(gateway: Gateway, sock: socket.socket):
+    """By a worker that talks to the gateway over a socket, all in one event loop."""
+    counts = SharedCounts.create(2)
+    gateway.bodies = BodyBudget(gateway.settings.limits, counts.row("bodies", 0))
+    server = await start(make_server(gateway))
+    host = WorkerHost(counter_of(gateway))
+    ours, theirs = socket.socketpair()
+    await host.channel.open(ours)
+    setup = WorkerSetup(
+        settings=gateway.settings, number=1, log_format="text", channel=theirs.detach(),
+        listener=-1, counts=counts.descriptor, last_word=-1,
+    )  # fmt: skip
+    worker = HttpWorker(setup, counts)
+    try:
+        yield await start(worker.server, sock), worker
+    finally:
+        await stop(worker.server)
+        await host.lost
+        await stop(server)
+        counts.close()
 
 
 @pytest.fixture
 def rig():
     """``async with rig(plan, ..., system=...) as r`` inside ``asyncio.run``."""
     return run_rig
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "worker"])
+def any_rig(request):
+    """A ``rig`` whose clients are served by the gateway itself, and one where a worker does it."""
+    return functools.partial(run_rig, remote=request.param)
 
 
 async def until(condition, timeout_s=5.0):

@@ -49,7 +49,7 @@ async def client(r, rng, name):
 @pytest.mark.parametrize(
     ("name", "seed"), [("vllm", 0), ("static", 0), ("static", 1), ("concur", 1)]
 )
-def test_nothing_is_left_over_when_all_sessions_have_ended(rig, eventually, name, seed):
+def test_nothing_is_left_over_when_all_sessions_have_ended(any_rig, eventually, name, seed):
     """Twelve agents in a storm of faults: afterwards no turn, call, slot or session remains, and
     each session's events are in order: one arrival, at most one admission, one end."""
 
@@ -62,14 +62,14 @@ def test_nothing_is_left_over_when_all_sessions_have_ended(rig, eventually, name
             "upstream_read_s": 0.15,
             "admission_s": 0.2,
         }
-        async with rig(
+        async with any_rig(
             backends=fakes, system=load("SYSTEMS", name), timeouts=timeouts, tool_cores=2
         ) as r:
             clients = (client(r, rng, f"agent-{k % 9}") for k in range(12))
             await asyncio.gather(*clients, return_exceptions=True)
             control, slots = r.gateway.control, r.gateway.slots
             await eventually(lambda: not control.table.sessions)
-            assert not r.gateway.proxy.in_flight
+            assert not r.front.proxy.in_flight
             assert control.num_pending == 0
             assert control.guesses.running == 0
             assert control.fleet.active == []

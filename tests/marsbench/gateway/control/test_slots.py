@@ -53,11 +53,11 @@ async def release(r, answer, **extra):
     return await r.client.post("/v1/tools/release", json={"lease": answer.json()["lease"], **extra})
 
 
-def test_calls_wait_for_a_slot_in_the_policys_order(rig, eventually):
+def test_calls_wait_for_a_slot_in_the_policys_order(any_rig, eventually):
     """One slot, newest first: x runs, y and z wait, z starts before y."""
 
     async def story():
-        async with rig(plan, system=system(1)) as r:
+        async with any_rig(plan, system=system(1)) as r:
             await r.chat([USER], session="a")
             x = await acquire(r, "x")
             y = asyncio.create_task(acquire(r, "y"))
@@ -76,11 +76,11 @@ def test_calls_wait_for_a_slot_in_the_policys_order(rig, eventually):
     asyncio.run(story())
 
 
-def test_lease_replaces_the_inferred_call(rig):
+def test_lease_replaces_the_inferred_call(any_rig):
     """The reply announced bash: its lease has the same call index, and ends once."""
 
     async def story():
-        async with rig(plan, system=system(2)) as r:
+        async with any_rig(plan, system=system(2)) as r:
             await r.chat([USER], session="a")
             lease = await acquire(r)
             assert (lease.json()["nice"], lease.json()["nice_after_cpu_s"]) == (7, 2.5)
@@ -105,11 +105,11 @@ def test_lease_replaces_the_inferred_call(rig):
     asyncio.run(story())
 
 
-def test_lease_expires_and_can_be_renewed(rig, eventually):
+def test_lease_expires_and_can_be_renewed(any_rig, eventually):
     """After 0.3 s without renewal the slot is free again, and the old lease is unknown."""
 
     async def story():
-        async with rig(plan, system=system(1), timeouts={"session_idle_s": 0.4}) as r:
+        async with any_rig(plan, system=system(1), timeouts={"session_idle_s": 0.4}) as r:
             await r.chat([USER], session="a")
             lease = await acquire(r, lease_s=0.3)
             renewed = await r.client.post(
@@ -122,11 +122,11 @@ def test_lease_expires_and_can_be_renewed(rig, eventually):
     asyncio.run(story())
 
 
-def test_waiting_client_that_leaves_or_times_out_gives_up_its_place(rig, eventually):
+def test_waiting_client_that_leaves_or_times_out_gives_up_its_place(any_rig, eventually):
     """The queue holds only calls somebody still waits for."""
 
     async def story():
-        async with rig(plan, system=system(1)) as r:
+        async with any_rig(plan, system=system(1)) as r:
             await r.chat([USER], session="a")
             held = await acquire(r)
             late = await acquire(r, "y", timeout_s=0.1)
@@ -140,11 +140,11 @@ def test_waiting_client_that_leaves_or_times_out_gives_up_its_place(rig, eventua
     asyncio.run(story())
 
 
-def test_unknown_sessions_and_bad_fields_are_refused(rig):
+def test_unknown_sessions_and_bad_fields_are_refused(any_rig):
     """404 for a session nobody has begun, 400 for a missing name."""
 
     async def story():
-        async with rig(plan) as r:
+        async with any_rig(plan) as r:
             assert (await acquire(r)).status_code == 404
             await r.chat([USER], session="a")
             answer = await r.client.post("/v1/tools/acquire", json={"session_id": "a"})
@@ -155,11 +155,11 @@ def test_unknown_sessions_and_bad_fields_are_refused(rig):
     asyncio.run(story())
 
 
-def test_session_with_a_lease_is_not_idle(rig):
+def test_session_with_a_lease_is_not_idle(any_rig):
     """A tool that runs longer than the idle time keeps its session."""
 
     async def story():
-        async with rig(plan, timeouts={"session_idle_s": 0.2}) as r:
+        async with any_rig(plan, timeouts={"session_idle_s": 0.2}) as r:
             await r.chat([USER], session="a")
             lease = await acquire(r)
             await asyncio.sleep(0.6)
@@ -169,11 +169,11 @@ def test_session_with_a_lease_is_not_idle(rig):
     asyncio.run(story())
 
 
-def test_leases_end_with_their_session(rig, eventually):
+def test_leases_end_with_their_session(any_rig, eventually):
     """The client ends the session while one call holds a slot and one waits: both are over."""
 
     async def story():
-        async with rig(plan, system=system(1)) as r:
+        async with any_rig(plan, system=system(1)) as r:
             await r.chat([USER], session="a")
             held = await acquire(r)
             waiting = asyncio.create_task(acquire(r, "y"))
@@ -188,11 +188,11 @@ def test_leases_end_with_their_session(rig, eventually):
     asyncio.run(story())
 
 
-def test_a_slot_granted_as_its_client_leaves_is_free_again(rig, eventually):
+def test_a_slot_granted_as_its_client_leaves_is_free_again(any_rig, eventually):
     """The grant and the client's end are seen in the same instant: nobody would ever release it."""
 
     async def story():
-        async with rig(plan, system=system(1)) as r:
+        async with any_rig(plan, system=system(1)) as r:
             await r.chat([USER], session="a")
             sent = [
                 {"type": "http.request", "body": b'{"session_id":"a","name":"x"}'},

@@ -33,12 +33,12 @@ async def read_all(reader, timeout_s=5.0):
         return await reader.read()
 
 
-def test_slow_head_is_cut_off_while_others_are_served(rig):
+def test_slow_head_is_cut_off_while_others_are_served(any_rig):
     """A client that sends a header line and waits gets 408 after header_s; one that sends nothing
     is cut off too."""
 
     async def story():
-        async with rig(limits={"header_s": 0.3}) as r:
+        async with any_rig(limits={"header_s": 0.3}) as r:
             loris, silent = await asyncio.open_connection(*at(r.url)), None
             silent = await asyncio.open_connection(*at(r.url))
             loris[1].write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
@@ -55,11 +55,11 @@ def test_slow_head_is_cut_off_while_others_are_served(rig):
     asyncio.run(story())
 
 
-def test_slow_body_is_408(rig):
+def test_slow_body_is_408(any_rig):
     """A byte now and then does not keep a request open for ever."""
 
     async def story():
-        async with rig(limits={"body_s": 0.3}) as r:
+        async with any_rig(limits={"body_s": 0.3}) as r:
             reader, writer = await asyncio.open_connection(*at(r.url))
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"
@@ -72,11 +72,11 @@ def test_slow_body_is_408(rig):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_huge_heads_are_431(rig, complete):
+def test_huge_heads_are_431(any_rig, complete):
     """Whether the head ends or goes on without end, it stops at header_bytes."""
 
     async def story():
-        async with rig(limits={"header_bytes": 8192}) as r:
+        async with any_rig(limits={"header_bytes": 8192}) as r:
             reader, writer = await asyncio.open_connection(*at(r.url))
             head = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 20_000
             writer.write(head + (b"\r\n\r\n" if complete else b""))
@@ -87,7 +87,7 @@ def test_huge_heads_are_431(rig, complete):
     asyncio.run(story())
 
 
-def test_client_that_stops_reading_is_dropped_and_the_backend_freed(rig, eventually):
+def test_client_that_stops_reading_is_dropped_and_the_backend_freed(any_rig, eventually):
     """A stream nobody reads fills the buffers; after send_s its turn is cancelled upstream."""
 
     def plan(_number, _body):
@@ -95,7 +95,7 @@ def test_client_that_stops_reading_is_dropped_and_the_backend_freed(rig, eventua
 
     async def story():
         limits = {"send_s": 0.3}
-        async with rig(plan, limits=limits, timeouts={"session_idle_s": 0.4}) as r:
+        async with any_rig(plan, limits=limits, timeouts={"session_idle_s": 0.4}) as r:
             body = json.dumps({"model": "m", "messages": HELLO, "stream": True}).encode()
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -106,23 +106,23 @@ def test_client_that_stops_reading_is_dropped_and_the_backend_freed(rig, eventua
             await loop.sock_sendall(sock, head.encode() + body)
             await eventually(lambda: r.backends[0].running == 1)
             await eventually(lambda: r.backends[0].running == 0)
-            assert not r.gateway.proxy.in_flight
+            assert not r.front.proxy.in_flight
             sock.close()
             assert "client_stalls_total 1.0" in (await r.client.get("/metrics")).text
 
     asyncio.run(story())
 
 
-def test_draining_finishes_what_runs_and_refuses_what_is_new(rig, eventually):
+def test_draining_finishes_what_runs_and_refuses_what_is_new(any_rig, eventually):
     """In flight: complete. New turn: 503 and not ready. Tool release: still served."""
 
     def plan(_number, _body):
         return FakeAnswer(itl_s=0.15)
 
     async def story():
-        async with rig(plan) as r:
+        async with any_rig(plan) as r:
             running = asyncio.create_task(r.chat(HELLO, stream=True, session="a"))
-            await eventually(lambda: len(r.gateway.proxy.in_flight) == 1)
+            await eventually(lambda: len(r.front.proxy.in_flight) == 1)
             r.gateway.drain()
             late = await r.chat(HELLO, session="b")
             assert late.status_code == 503
@@ -136,11 +136,11 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new(rig, eventually):
     asyncio.run(story())
 
 
-def test_draining_refuses_turns_that_still_wait_for_admission(rig, eventually):
+def test_draining_refuses_turns_that_still_wait_for_admission(any_rig, eventually):
     """They could wait longer than the drain; another gateway can serve them now."""
 
     async def story():
-        async with rig(system=load("SYSTEMS", "static"), params={"window": 1}) as r:
+        async with any_rig(system=load("SYSTEMS", "static"), params={"window": 1}) as r:
             await r.chat(HELLO, session="a")
             waiting = asyncio.create_task(r.chat(HELLO, session="b"))
             await eventually(lambda: r.gateway.control.num_pending == 1)
@@ -249,12 +249,12 @@ def test_command_line_mistakes_exit_2_with_one_line(argv, what, capsys):
     assert len(lines) == 1
 
 
-def test_gateway_errors_never_show_content(rig, caplog):
+def test_gateway_errors_never_show_content(any_rig, caplog):
     """A turn that fails in every way leaves no text of its prompt in the log."""
 
     async def story():
         plans = [FakeAnswer(status=500), FakeAnswer(fault="cut"), FakeAnswer(fault="garbage")]
-        async with rig(backends=[FakeBackend(plan=lambda n, _b: plans[n % 3])]) as r:
+        async with any_rig(backends=[FakeBackend(plan=lambda n, _b: plans[n % 3])]) as r:
             for number in range(3):
                 await r.chat([{"role": "user", "content": "SECRET"}], stream=number == 1)
             await r.client.post("/v1/chat/completions", content=b'{"messages": SECRET')

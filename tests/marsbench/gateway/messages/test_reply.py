@@ -67,7 +67,7 @@ def test_streamed_and_whole_replies_read_alike():
     }
     whole = Reply()
     whole.feed(json.dumps({"id": "r", "choices": [{"index": 0, "message": message}]}).encode())
-    assert streamed.print() == whole.print() == reply_print(message)
+    assert streamed.facts().print() == whole.facts().print() == reply_print(message)
     assert streamed.calls[0].arguments == '{"command": "ls"}'
 
 
@@ -143,7 +143,7 @@ def test_anthropic_streams_and_messages_read_alike():
     whole = Reply()
     whole.feed(json.dumps({"id": "m1", "type": "message", "content": content}).encode())
     message = {"role": "assistant", "content": content}
-    assert streamed.print() == whole.print() == reply_print(message)
+    assert streamed.facts().print() == whole.facts().print() == reply_print(message)
     result = {"type": "tool_result", "tool_use_id": "t1", "content": "12345", "is_error": True}
     found = list(tool_results([message, {"role": "user", "content": [result]}]))
     assert found == [("t1", 5, True)]

@@ -72,12 +72,12 @@ def assembled(answer, stream):
     }
 
 
-def record(rig, tmp_path, story, plan, **settings):
+def record(any_rig, tmp_path, story, plan, **settings):
     """Run a story against a recording gateway; the sessions of its trace."""
     path = tmp_path / "trace.jsonl.gz"
 
     async def run():
-        async with rig(backends=[FakeBackend(plan=plan)], record=path, **settings) as r:
+        async with any_rig(backends=[FakeBackend(plan=plan)], record=path, **settings) as r:
             return await story(r)
 
     outcome = asyncio.run(run())
@@ -85,7 +85,7 @@ def record(rig, tmp_path, story, plan, **settings):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_prompts_replayed_from_the_trace_are_those_that_were_sent(rig, tmp_path, stream):
+def test_prompts_replayed_from_the_trace_are_those_that_were_sent(any_rig, tmp_path, stream):
     """plan_turns on the recorded session gives the backend's own prompt lengths, turn by turn."""
     plans = [
         calling(("c1", "bash", '{"command": "grep -r parser ."}')),
@@ -96,7 +96,7 @@ def test_prompts_replayed_from_the_trace_are_those_that_were_sent(rig, tmp_path,
     async def story(r):
         return await agent(r, "task-1", plans, stream=stream, pause_s=0.05)
 
-    prompts, sessions, path = record(rig, tmp_path, story, lambda number, _body: plans[number])
+    prompts, sessions, path = record(any_rig, tmp_path, story, lambda number, _body: plans[number])
     assert [s.session_id for s in sessions] == ["task-1"]
     session = sessions[0]
     assert [plan.prompt_tokens for plan in plan_turns(session)] == prompts
@@ -109,13 +109,13 @@ def test_prompts_replayed_from_the_trace_are_those_that_were_sent(rig, tmp_path,
     assert validate(path).ok
 
 
-def test_no_text_is_in_the_file(rig, tmp_path):
+def test_no_text_is_in_the_file(any_rig, tmp_path):
     """Neither prompts nor replies, nor hashes that could be tried out without the salt."""
 
     async def story(r):
         await agent(r, "t", [FakeAnswer()])
 
-    _, _, path = record(rig, tmp_path, story, lambda _n, _b: FakeAnswer(output=("REPLY-TEXT",)))
+    _, _, path = record(any_rig, tmp_path, story, lambda _n, _b: FakeAnswer(output=("REPLY-TEXT",)))
     text = gzip.decompress(path.read_bytes()).decode()
     assert "SECRET" not in text
     assert "REPLY" not in text
@@ -123,7 +123,7 @@ def test_no_text_is_in_the_file(rig, tmp_path):
     assert PROVENANCE_KEY in json.loads(text)
 
 
-def test_compaction_is_a_drop_to_the_common_prefix(rig, tmp_path):
+def test_compaction_is_a_drop_to_the_common_prefix(any_rig, tmp_path):
     """Turn 2 keeps the system message and replaces the rest: what is kept is the system message
     to the block, and the prompt length is still exact."""
     plans = [
@@ -136,7 +136,7 @@ def test_compaction_is_a_drop_to_the_common_prefix(rig, tmp_path):
     async def story(r):
         return await agent(r, "t", plans, rewrite={2: lambda _m: [SYSTEM, summary]})
 
-    prompts, sessions, _ = record(rig, tmp_path, story, lambda number, _b: plans[number])
+    prompts, sessions, _ = record(any_rig, tmp_path, story, lambda number, _b: plans[number])
     turns = sessions[0].turns
     found = plan_turns(sessions[0])
     assert [plan.prompt_tokens for plan in found] == prompts
@@ -146,7 +146,7 @@ def test_compaction_is_a_drop_to_the_common_prefix(rig, tmp_path):
     assert found[2].reused_tokens == pytest.approx(system_share * prompts[2], rel=0.1)
 
 
-def test_rewritten_replies_are_not_called_verbatim(rig, tmp_path):
+def test_rewritten_replies_are_not_called_verbatim(any_rig, tmp_path):
     """An agent that sends back a third of the reply: resent_output is near a third, and the
     reusable prefix ends at the previous prompt."""
     plans = [calling(("c1", "bash", "{}")), FakeAnswer(output=("ok",))]
@@ -158,28 +158,28 @@ def test_rewritten_replies_are_not_called_verbatim(rig, tmp_path):
     async def story(r):
         return await agent(r, "t", plans, rewrite={1: shorten})
 
-    prompts, sessions, _ = record(rig, tmp_path, story, lambda number, _b: plans[number])
+    prompts, sessions, _ = record(any_rig, tmp_path, story, lambda number, _b: plans[number])
     found = plan_turns(sessions[0])
     assert 0.2 < sessions[0].turns[0].resent_output < 0.5
     assert found[1].reused_tokens == prompts[0]
     assert [plan.prompt_tokens for plan in found] == prompts
 
 
-def test_counts_that_the_backend_does_not_give_are_estimated_and_marked(rig, tmp_path):
+def test_counts_that_the_backend_does_not_give_are_estimated_and_marked(any_rig, tmp_path):
     """Without usage the turn's lengths come from bytes, and the line says which turns."""
 
     async def story(r):
         await agent(r, "t", [FakeAnswer(), FakeAnswer()])
 
     _, sessions, path = record(
-        rig, tmp_path, story, lambda number, _b: calling(("c", "bash", "{}"), usage=number == 0)
+        any_rig, tmp_path, story, lambda number, _b: calling(("c", "bash", "{}"), usage=number == 0)
     )
     line = json.loads(gzip.decompress(path.read_bytes()).splitlines()[0])
     assert line["x_estimated_turns"] == [1]
     assert len(sessions[0].turns) == 2
 
 
-def test_leased_tools_are_recorded_with_their_own_times(rig, tmp_path):
+def test_leased_tools_are_recorded_with_their_own_times(any_rig, tmp_path):
     """0.1 s under a lease in a longer gap: the tool took 0.1 s, the rest is thinking."""
 
     async def story(r):
@@ -194,7 +194,7 @@ def test_leased_tools_are_recorded_with_their_own_times(rig, tmp_path):
         return released.json()["held_s"]
 
     held_s, sessions, _ = record(
-        rig, tmp_path, story, lambda _n, _b: calling(("c1", "bash", '{"command":"make"}'))
+        any_rig, tmp_path, story, lambda _n, _b: calling(("c1", "bash", '{"command":"make"}'))
     )
     first = sessions[0].turns[0]
     assert len(first.tools) == 1
@@ -203,7 +203,7 @@ def test_leased_tools_are_recorded_with_their_own_times(rig, tmp_path):
     assert first.think_s >= 0.2
 
 
-def test_sub_agents_are_children_of_the_turn_that_started_them(rig, tmp_path):
+def test_sub_agents_are_children_of_the_turn_that_started_them(any_rig, tmp_path):
     """A request with other system messages while a task tool runs is recorded below its parent,
     in place of the tool call."""
     explorer = [{"role": "system", "content": "You explore."}, TASK]
@@ -216,7 +216,7 @@ def test_sub_agents_are_children_of_the_turn_that_started_them(rig, tmp_path):
         await r.client.post("/v1/sessions/t/end")
 
     plans = [calling(("c1", "task", "{}")), FakeAnswer(), FakeAnswer()]
-    _, sessions, path = record(rig, tmp_path, story, lambda number, _b: plans[number])
+    _, sessions, path = record(any_rig, tmp_path, story, lambda number, _b: plans[number])
     assert len(sessions) == 1
     assert len(sessions[0].turns) == 2
     assert [len(child.turns) for child in sessions[0].turns[0].children] == [1]
@@ -224,7 +224,7 @@ def test_sub_agents_are_children_of_the_turn_that_started_them(rig, tmp_path):
     assert validate(path).ok
 
 
-def test_failed_turns_are_not_in_the_trace_and_sessions_end_with_the_gateway(rig, tmp_path):
+def test_failed_turns_are_not_in_the_trace_and_sessions_end_with_the_gateway(any_rig, tmp_path):
     """A 500 between two good turns leaves two turns; open sessions are written at shutdown."""
     plans = [calling(("c1", "bash", "{}")), FakeAnswer(status=500), FakeAnswer(output=("ok",))]
 
@@ -234,12 +234,12 @@ def test_failed_turns_are_not_in_the_trace_and_sessions_end_with_the_gateway(rig
         assert (await r.chat(longer, session="t")).status_code == 500
         assert (await r.chat(longer, session="t")).status_code == 200
 
-    _, sessions, _ = record(rig, tmp_path, story, lambda number, _b: plans[number])
+    _, sessions, _ = record(any_rig, tmp_path, story, lambda number, _b: plans[number])
     assert len(sessions[0].turns) == 2
     assert sessions[0].turns[0].resent_output == 1.0
 
 
-def test_black_box_agents_are_recorded_as_sessions(rig, tmp_path):
+def test_black_box_agents_are_recorded_as_sessions(any_rig, tmp_path):
     """Three agents that name nothing, the same task, interleaved: three sessions of three turns."""
 
     async def one(r, k):
@@ -256,7 +256,7 @@ def test_black_box_agents_are_recorded_as_sessions(rig, tmp_path):
         await asyncio.gather(*(one(r, k) for k in range(3)))
 
     _, sessions, _ = record(
-        rig, tmp_path, story, lambda number, _b: calling((f"call-{number}", "bash", "{}"))
+        any_rig, tmp_path, story, lambda number, _b: calling((f"call-{number}", "bash", "{}"))
     )
     assert sorted(len(s.turns) for s in sessions) == [3, 3, 3]
 
@@ -292,12 +292,12 @@ def test_files_are_not_overwritten_and_not_shared(tmp_path):
         TraceFile(path)
 
 
-def test_appended_runs_never_repeat_an_id(rig, tmp_path):
+def test_appended_runs_never_repeat_an_id(any_rig, tmp_path):
     """The second run's session t becomes t@2."""
 
     async def story(r):
         await agent(r, "t", [FakeAnswer()])
 
-    record(rig, tmp_path, story, lambda _n, _b: FakeAnswer())
-    _, sessions, _ = record(rig, tmp_path, story, lambda _n, _b: FakeAnswer(), append=True)
+    record(any_rig, tmp_path, story, lambda _n, _b: FakeAnswer())
+    _, sessions, _ = record(any_rig, tmp_path, story, lambda _n, _b: FakeAnswer(), append=True)
     assert [s.session_id for s in sessions] == ["t", "t@2"]
