@@ -8,20 +8,23 @@ highest response ratio, ``-spf`` least left to prefill), its priorities (``-prio
 sends the session's arrival, an older session goes first and takes seats), what leaves the tree
 first (``-tlru``, arXiv:2510.15152), and whether it knows which sessions still live
 (``-session-radix``; the client says when one ends). Nothing is reproduced here, the engine does
-all of it; they run on engines ``sglang-core`` and ``sglang``.
+all of it: SGLang itself on engines ``sglang-core`` and ``sglang``, its rules on ``sim``.
 """
 
 from __future__ import annotations
 
 from marsbench.system import System
 
-ENGINES = ("sglang-core", "sglang")
+ENGINES = ("sglang-core", "sglang", "sim")
 """Where these flags mean something."""
+RULES: dict[str, int | str] = {"rules": "sglang", "block_size": 1}
+"""What ``sim`` has to be told: whose rules, and SGLang's own page size."""
 
 SGLANG = System(
     name="sglang",
     summary="stock SGLang: FCFS, radix cache with LRU leaves",
     engines=ENGINES,
+    engine=RULES,
     tunable={
         "schedule_policy": ("fcfs", "lpm", "hrrn", "shortest-prefill-first"),
         "prefill_decode_interval": (0, 4, 16),
@@ -34,7 +37,7 @@ SGLANG = System(
 
 def _with(name: str, summary: str, **engine: str | bool) -> System:
     """SGLang with some of its flags set."""
-    return System(name=name, summary=summary, engines=ENGINES, engine=engine)
+    return System(name=name, summary=summary, engines=ENGINES, engine={**RULES, **engine})
 
 
 SGLANG_LPM = _with(
@@ -67,6 +70,6 @@ SGLANG_PRIORITY = System(
     name="sglang-priority",
     summary="SGLang with --enable-priority-scheduling; older sessions first",
     engines=ENGINES,
-    engine={"policy": "priority", "retraction_policy": "priority"},
+    engine={**RULES, "policy": "priority", "retraction_policy": "priority"},
     priority="session_arrival",
 )

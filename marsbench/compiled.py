@@ -29,6 +29,7 @@ ROOTS = (
     "marsbench.engine.loop",
     "marsbench.engine.replay",
     "marsbench.engine.sim.core",
+    "marsbench.engine.sim_sglang.core",
     "marsbench.tools.modelled",
     "marsbench.tools.recorded",
 )

@@ -26,6 +26,7 @@ from marsbench.engine.cost import StepCost
 from marsbench.engine.interpreters import available, find_python
 from marsbench.engine.parity import first_difference, run, summary
 from marsbench.engine.sglang.flags import SUPPORTED, SUPPORTED_TEXT
+from marsbench.engine.sim_sglang.core import RadixCore
 from marsbench.errors import MarsbenchError
 from marsbench.system import Policies
 
@@ -174,6 +175,8 @@ def differences(case: Case, totals: list[str]) -> Iterator[tuple[str, str | None
 
     stock = play(Checked, Policies())
     totals.append(str(summary(stock)))
+    ours = play(RadixCore, Policies())
+    yield "the simulator, step by step", first_difference(ours, stock, ("sim", "sglang-core"))
     hooked = play(SglangCore, Policies(), adapt_always=True)
     yield "hooks that change nothing", first_difference(hooked, stock, ("hooks", "sglang"))
     wild = play(Checked, case.policies())

@@ -7,8 +7,8 @@ from marsbench.registry import load, table, unknown
 
 ENGINES: dict[str, EngineKind] = {
     "sim": VirtualTime(
-        "A model of vLLM's scheduler, KV cache and batching, jumping from event to event.",
-        core="marsbench.engine.sim.core.SimCore",
+        "A model of vLLM's scheduler and KV cache, or SGLang's, jumping from event to event.",
+        core="marsbench.engine.simulated.simulated",
         has_replicas=True,
     ),
     "vllm-core": VirtualTime(

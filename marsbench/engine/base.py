@@ -33,7 +33,9 @@ class EngineConfig:
     """lru | arc, of host memory"""
     store_threshold: int = 0
     """How often a chunk is offered before host memory takes it; below 2 at once."""
-    # Below: flags of SGLang, named as SGLang names them, for engine sglang-core.
+    rules: str = "vllm"
+    """vllm | sglang: whose scheduler and cache ``sim`` models; other engines have their own."""
+    # Below: flags of SGLang, named as SGLang names them.
     schedule_policy: str = "fcfs"
     """fcfs | lpm | hrrn | shortest-prefill-first | dfs-weight | lof | random"""
     prefill_decode_interval: int = 0

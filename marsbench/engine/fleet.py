@@ -363,8 +363,8 @@ class Fleet:
         )
         if not isinstance(core, ReplicaCore):
             raise EngineError(
-                f"{type(core).__name__} cannot be one of several replicas: use engine sim or "
-                "vllm-core, or --replicas 1"
+                f"{type(core).__name__} cannot be one of several replicas: use --replicas 1, or engine "
+                "sim or vllm-core with a system of vLLM's"
             )
         if self.replicas:
             core.joins(self.replicas[0].core)

@@ -38,6 +38,7 @@ TINY_MODEL = {
     "vocab_size": 64,
     "rms_norm_eps": 1e-5,
     "torch_dtype": "bfloat16",
+    "eos_token_id": -1,  # no token of ours is: each answer ends where it was recorded to end
 }
 """A model with a few made-up weights, which is loaded and never run."""
 

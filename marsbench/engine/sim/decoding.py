@@ -7,6 +7,7 @@ next follow from the step counter alone, without a look at each turn.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from marsbench.engine.sim.turn import SimClock, SimTurn
 
@@ -102,7 +103,7 @@ class Decoding:
                 high = middle
         return low
 
-    def check(self, running: list[SimTurn]) -> None:
+    def check(self, running: Sequence[SimTurn]) -> None:
         """Assert that every sum is that of the decoding ones among these turns."""
         decoding = [turn for turn in running if turn.decoding]
         assert len(decoding) == self.count

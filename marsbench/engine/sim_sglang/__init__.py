@@ -1,0 +1,1 @@
+"""The simulated engine with SGLang's rules: radix tree, prefill before decode, retraction."""

@@ -1,0 +1,106 @@
+"""What one prefill pass of SGLang may still promise: tokens of memory, and of the chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from marsbench.engine.sim_sglang.tree import RadixTree
+from marsbench.engine.sim_sglang.turn import RadixTurn
+
+LONGEST_ANSWER = 4096
+"""Tokens that an answer is expected to have at most."""
+FIRST_RATIO = 0.7
+"""Share of an answer's expected tokens that is reserved for a running turn, at first, ..."""
+LAST_RATIO = FIRST_RATIO * 0.14
+"""... at least, ..."""
+DECAY = (FIRST_RATIO - LAST_RATIO) / 600
+"""... and how much less after each decode step."""
+RETRACT_STEPS = 20
+"""Decode steps of the turns that stay for which a retraction makes room."""
+
+
+class NewTokenRatio:
+    """Share of an answer's expected tokens that is reserved for a running turn."""
+
+    def __init__(self) -> None:
+        self._value = FIRST_RATIO
+        self._steps = 0
+
+    @property
+    def value(self) -> float:
+        """The share now. Subtracted step by step: what is left depends on it to the last bit."""
+        while self._steps and self._value > LAST_RATIO:
+            self._value = max(self._value - DECAY, LAST_RATIO)
+            self._steps -= 1
+        self._steps = 0
+        return self._value
+
+    def decay(self, steps: int) -> None:
+        """So many decode steps went by without a retraction."""
+        self._steps += steps
+
+    def set(self, value: float) -> None:
+        """Begin anew from a value."""
+        self._value, self._steps = value, 0
+
+    def reset(self) -> None:
+        """Nothing is left to run."""
+        self.set(FIRST_RATIO)
+
+    def retracted(self, staying: Sequence[RadixTurn]) -> None:
+        """Estimate anew from the turns that stay after a retraction."""
+        made = sum(turn.generated_tokens for turn in staying)
+        granted = sum(turn.grant for turn in staying)
+        self.set(min(1.0, (made + RETRACT_STEPS * len(staying)) / (granted + 1)))
+
+
+def whole_answer(turn: RadixTurn) -> int:
+    """Tokens that a turn's answer is expected to have at most."""
+    return min(turn.grant, LONGEST_ANSWER)
+
+
+def rest_of_answer(turn: RadixTurn) -> int:
+    """Tokens that a turn is expected to answer from here on at most."""
+    return min(turn.grant - turn.generated_tokens, LONGEST_ANSWER)
+
+
+class Budget:
+    """Of one pass."""
+
+    def __init__(
+        self, tree: RadixTree, running: Sequence[RadixTurn], ratio: float, chunk: int
+    ) -> None:
+        self._tree = tree
+        self._page = tree.page
+        self.chunk = chunk
+        """Tokens of the step that are left."""
+        self._now = 0
+        self._promised: float = 0
+        for turn in running:
+            self._promised += rest_of_answer(turn) * ratio
+
+    @property
+    def left(self) -> float:
+        """Tokens that are not promised to anybody."""
+        return self._tree.free + self._tree.evictable - self._promised
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether anything is left, now and with all answers."""
+        left_now = self._tree.free + self._tree.evictable - self._now
+        return self.left > 0 and left_now > 0
+
+    def charge(self, tokens: int, answer: int) -> None:
+        """A chunk is in the step, and its answer is reserved."""
+        paged = self.paged(tokens)
+        self._promised += paged + self._page + answer
+        self._now += paged + self._page
+        self.chunk -= paged
+
+    def release(self, turn: RadixTurn, ratio: float) -> None:
+        """A running turn gave its place up: nothing is reserved for it any more."""
+        self._promised -= rest_of_answer(turn) * ratio
+
+    def paged(self, tokens: int) -> int:
+        """Tokens of the pages that so many tokens take."""
+        return -(-tokens // self._page) * self._page
