@@ -250,7 +250,7 @@ class RadixBatch:
                 if count < 0:
                     self.full = bool(chunks or self.running)
                 break
-            turn.end, turn.kept, turn.computed = node, hit, hit
+            turn.end, turn.kept = node, hit
             self.admitted[turn] = None
             chunk = Chunk(turn, hit, count, hit + count == turn.num_tokens)
             chunks.append(chunk)
@@ -351,14 +351,12 @@ class RadixBatch:
                 break
         if not taken or lacking > 0:
             return False
-        left = len(self.running)
-        for other in self.running:
-            if other in taken:
-                budget.release(other, ratio)
-                left -= 1
-                self._give_up(other, left)
+        given_up = [other for other in self.running if other in taken]
+        for number, other in enumerate(given_up, 1):
+            budget.release(other, ratio)
+            self._give_up(other, len(self.running) - number)
         self.running = [other for other in self.running if other not in taken]
-        preempted += taken
+        preempted += given_up
         return True
 
     # --- decode -----------------------------------------------------------------------------
