@@ -148,7 +148,9 @@ def run(
         max_num_batched_tokens=2048,
         max_num_seqs=64,
     )
-    engine = replace(engine, **system.engine, host_chunks=host_chunks)
+    page = int(system.engine.get("block_size", BLOCK_SIZE))
+    pages = NUM_BLOCKS * BLOCK_SIZE // page
+    engine = replace(engine, num_blocks=pages, **system.engine, host_chunks=host_chunks)
     policies = wrap(policies_of(system, sessions))
     return play(
         sessions, arrivals_s, policies=policies, flags=engine, core=core, priority=system.priority,

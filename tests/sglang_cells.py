@@ -57,7 +57,7 @@ def coding_agents(
         )
         prefix = SharedPrefix("system", 610)
         sessions.append(Session(f"s{k}", turns, arrival_s=0.35 * k, shared_prefix=prefix))
-    tokens = 13_000
+    tokens = 20_000
     config = EngineConfig(
         rules="sglang", num_blocks=tokens // page, block_size=page, max_model_len=60_000,
         max_num_batched_tokens=1024, max_num_seqs=64,
@@ -65,11 +65,12 @@ def coding_agents(
     return dataclasses.replace(config, **flags), scripts(sessions)
 
 
-def play(core, cell, *, traced=True):
+def play(core, cell, *, policies=None, traced=True):
     """What a core does with a cell."""
     config, sessions = cell
+    inside = policies or Policies()
     return run(
-        lambda listener: core(config, COST, Policies(), listener),
+        lambda listener: core(config, COST, inside, listener),
         sessions,
         traced=traced,
         until_ps=UNTIL_PS,

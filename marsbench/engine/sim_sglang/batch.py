@@ -13,20 +13,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from marsbench.engine.base import EngineConfig, Request
+from marsbench.engine.retention import PinListener
 from marsbench.engine.sim.decoding import Decoding
 from marsbench.engine.sim.turn import SimClock
 from marsbench.engine.sim_sglang.budget import (
     RETRACT_STEPS,
     Budget,
     NewTokenRatio,
+    Verdict,
     rest_of_answer,
     whole_answer,
 )
 from marsbench.engine.sim_sglang.content import Contents
+from marsbench.engine.sim_sglang.policies import Inside
 from marsbench.engine.sim_sglang.queue import Queue, left_to_prefill
-from marsbench.engine.sim_sglang.tree import RadixTree
+from marsbench.engine.sim_sglang.tree import Node, RadixTree
 from marsbench.engine.sim_sglang.turn import RadixTurn
 from marsbench.errors import EngineError
+from marsbench.system import Policies
 
 PREEMPT_BY = 10
 """Priority: a waiting turn takes seats of running ones whose priority is worse by more than this."""
@@ -47,7 +51,12 @@ class RadixBatch:
     """Queues and memory of a core."""
 
     def __init__(
-        self, config: EngineConfig, clock: SimClock, requeued: Callable[[RadixTurn, int], None]
+        self,
+        config: EngineConfig,
+        clock: SimClock,
+        policies: Policies,
+        listener: PinListener,
+        requeued: Callable[[RadixTurn, int], None],
     ) -> None:
         """``requeued(turn, computed)`` is told when a running turn lost its memory."""
         self.config = config
@@ -67,7 +76,12 @@ class RadixBatch:
         self.prefilled = 0
         """Tokens prefilled in the engine so far, as SGLang counts them (see ``decoded``)."""
         self.ratio = NewTokenRatio()
+        self.inside = Inside(self, policies, listener)
         self._requeued = requeued
+        self._begun: RadixTurn | None = None
+        """The turn whose prefill is begun in this pass and does not end in it."""
+        self._fresh = False
+        """In this pass the last prefill became the batch that decodes, nothing else being there."""
         self._arrived: list[RadixTurn] = []
         """Turns of the last prefill, which join the running ones in the next pass."""
         self._last_prefill = 0
@@ -93,6 +107,7 @@ class RadixBatch:
         self._sequence += 1
         turn.grant = self.grant(turn.prompt_tokens)
         self._enqueue(turn, now_ps)
+        self.inside.submitted(turn)
         return turn
 
     def _enqueue(self, turn: RadixTurn, now_ps: int) -> None:
@@ -143,7 +158,6 @@ class RadixBatch:
             tree.unlock(turn.end)
             turn.end = None
         turn.kept = turn.published = 0
-        del self.admitted[turn]
 
     def _paged(self, tokens: int) -> int:
         page = self.tree.page
@@ -163,6 +177,7 @@ class RadixBatch:
             self.full = False
         if arrived and not self.running:
             self._counted_again = self._last_prefill
+            self._fresh = True
         self.running += arrived
         self._arrived = []
 
@@ -170,7 +185,15 @@ class RadixBatch:
         """The prefill of the next step; an empty one: all running turns decode; None: nothing
         can run.
         """
+        self.inside.begin(now_ps)
         self.settle()
+        chunks = self._try(now_ps)
+        if self.inside.refused == len(self.queue.turns) and self.inside.refused and self.running:
+            self.full = True  # until somebody leaves or comes, or a pin is given up
+        self._fresh = False
+        return chunks
+
+    def _try(self, now_ps: int) -> list[Chunk] | None:
         chunks: list[Chunk] = []
         if self._off and self.config.prefill_decode_interval:
             self._off -= 1
@@ -184,10 +207,20 @@ class RadixBatch:
             return chunks
         return None
 
-    @property
-    def quiet(self) -> bool:
-        """Whether the next passes decode, as far as waiting turns are concerned."""
-        if self.unfinished is not None or not self.running or self._arrived:
+    def ask_again(self) -> None:
+        """Somebody left, or a pin was given up: waiting turns may fit.
+
+        In a pass that makes a new batch, SGLang says so to the old one.
+        """
+        if not self._fresh:
+            self.full = False
+
+    def quiet(self, now_ps: int) -> bool:
+        """Whether the next passes decode, as far as waiting turns and policies are concerned."""
+        if self.unfinished is not None or not self.inside.waits_for_nothing(now_ps):
+            return False
+        self.settle()
+        if not self.running:
             return False
         if not self.queue.turns:
             return True
@@ -197,6 +230,7 @@ class RadixBatch:
 
     def passed(self, steps: int) -> None:
         """So many decode steps were jumped over."""
+        self._fresh = False
         self._off = max(self._off - steps, 0)
         self.ratio.decay(steps)
         self.decoded(steps)
@@ -222,16 +256,17 @@ class RadixBatch:
             if len(self.running) >= config.max_num_seqs and not self._preempts:
                 self.full = True
                 return []
-        queue.sort(self.prefilled)
+        looked = queue.sort(self.prefilled)
+        self.inside.sort(queue.turns, looked=looked)
         ratio = self.ratio.value
         budget = Budget(tree, self.running, ratio, config.max_num_batched_tokens)
         chunks: list[Chunk] = []
         preempted: list[RadixTurn] = []
+        self._begun = None
         if unfinished is not None:
             chunks.append(self._continue(unfinished, budget))
-        begun: RadixTurn | None = None
         for turn in queue.turns:
-            if budget.chunk <= 0 and budget.has_memory:
+            if budget.verdict() is Verdict.STOP:
                 break
             if len(chunks) >= config.max_num_seqs - len(self.running):
                 self.full = True
@@ -239,52 +274,107 @@ class RadixBatch:
                 self._preempts and self._take_seats(turn, budget, ratio, preempted)
             ):
                 break
-            limit = turn.num_tokens - 1
-            node = tree.match(turn.content, limit)
-            turn.wanted, turn.prefix = limit + 1, node.high
-            hit = node.high
-            tree.lock(node)
-            count = self._admissible(turn, hit, budget)
-            if count <= 0:
-                tree.unlock(node)
-                if count < 0:
-                    self.full = bool(chunks or self.running)
-                break
-            turn.end, turn.kept = node, hit
-            self.admitted[turn] = None
-            chunk = Chunk(turn, hit, count, hit + count == turn.num_tokens)
-            chunks.append(chunk)
-            budget.charge(count, whole_answer(turn) if chunk.completes else 0)
-            if not chunk.completes:
-                begun = turn
-            if not budget.has_memory:
-                self.full = True
-                break
-            if budget.chunk <= 0:
+            verdict = self._ask(turn, budget, chunks)
+            if verdict is Verdict.NO_MEMORY:
+                self.full = bool(chunks or self.running)
+            if verdict is not Verdict.NEXT:
                 break
         if chunks:
             taken = {chunk.turn for chunk in chunks}
             queue.turns = [turn for turn in queue.turns if turn not in taken]
         for turn in preempted:
             self._requeue(turn, now_ps)
-        if begun is not None:
+        if self._begun is not None:
             assert self.unfinished is None, "two unfinished prefills"
-            self.unfinished = begun
+            self.unfinished = self._begun
         self._allocate(chunks)
         return chunks
 
     def _continue(self, turn: RadixTurn, budget: Budget) -> Chunk:
         """The next chunk of the unfinished prefill, which always goes on."""
+        quantum = self.inside.quantum(turn)
         left = int(budget.left)
         limit = min(budget.chunk, left) if left > 0 else budget.chunk
         if self.queue.shortest_first:
             limit = min(limit, self._shortened(turn, budget.chunk))
+        if quantum is not None:
+            limit = min(limit, quantum)
         rest = turn.num_tokens - turn.computed
         count = min(rest, limit)
         budget.charge(count, whole_answer(turn) if count == rest else 0)
         if count == rest:
             self.unfinished = None
+        else:
+            self._keep_for(turn, rest - count, budget)
+        self.inside.scheduled(turn, count, quantum)
         return Chunk(turn, turn.computed, count, count == rest)
+
+    def _ask(self, turn: RadixTurn, budget: Budget, chunks: list[Chunk]) -> Verdict:
+        """Put a waiting turn into the step if it fits; whether the next one is asked."""
+        inside, before = self.inside, len(chunks)
+        node = self.tree.match(turn.content, turn.num_tokens - 1)
+        turn.wanted, turn.prefix = turn.num_tokens, node.high
+        wanted = turn.wanted - node.high
+        quantum = inside.quantum(turn)
+        step = budget.chunk
+        limit = step if quantum is None or quantum > step else quantum
+        unfinished = self.unfinished is not None or self._begun is not None
+        if inside.order is not None and unfinished and budget.paged(wanted) > limit:
+            # NOTE: SGLang keeps one unfinished prefill. Without a quantum that one fills the step,
+            # and nobody comes after it; with one a second would be begun, and lost.
+            return Verdict.NEXT
+        clipped = quantum is not None and quantum < min(step, wanted)
+        if clipped:
+            budget.chunk = limit
+        verdict = self._add(turn, node, budget, chunks)
+        while verdict is Verdict.NO_MEMORY and len(chunks) == before:
+            lacking = int(wanted + self.tree.page + rest_of_answer(turn) - budget.left) + 1
+            if not inside.reclaim(turn, lacking):
+                break
+            verdict = self._add(turn, node, budget, chunks)
+        if clipped:
+            budget.chunk += step - limit
+            if verdict is not Verdict.NO_MEMORY:
+                verdict = budget.verdict()
+        if len(chunks) > before:
+            if self._begun is turn:
+                self._keep_for(turn, wanted - chunks[-1].tokens, budget)
+            inside.scheduled(turn, chunks[-1].tokens, quantum)
+        elif verdict is Verdict.NO_MEMORY and inside.passed_over():
+            return Verdict.NEXT
+        return verdict
+
+    def _add(self, turn: RadixTurn, node: Node, budget: Budget, chunks: list[Chunk]) -> Verdict:
+        """SGLang's own rule for a waiting turn of which the tree has the path to a node."""
+        tree, page, hit = self.tree, self.tree.page, node.high
+        wanted = turn.num_tokens - hit
+        count = wanted
+        tree.lock(node)
+        verdict = Verdict.NEXT
+        if wanted + rest_of_answer(turn) + page >= budget.left:
+            verdict = Verdict.NO_MEMORY
+        elif budget.paged(wanted) > budget.chunk:
+            count = (hit + budget.chunk // page * page) // page * page - hit
+            if count <= 0 or (self.unfinished is not None and self.queue.shortest_first):
+                verdict = Verdict.STOP
+        if verdict is not Verdict.NEXT:
+            tree.unlock(node)
+            return verdict
+        turn.end, turn.kept = node, hit
+        completes = count == wanted
+        chunks.append(Chunk(turn, hit, count, completes))
+        budget.charge(count, whole_answer(turn) if completes else 0)
+        if not completes:
+            self._begun = turn
+        return budget.verdict()
+
+    def _keep_for(self, turn: RadixTurn, rest: int, budget: Budget) -> None:
+        """Keep memory for the rest of an unfinished prefill from those who come after it.
+
+        Where it fills the step nobody does, so SGLang counts the chunk alone.
+        """
+        if self.inside.order is not None:
+            budget.promise(rest + rest_of_answer(turn))
 
     def _shortened(self, turn: RadixTurn, chunk: int) -> int:
         """Shortest prefill first: what is left of the step beside waiting turns that have less to
@@ -302,18 +392,6 @@ class RadixBatch:
                 break
             reserved += paged
         return (chunk - reserved) // page * page if reserved else chunk
-
-    def _admissible(self, turn: RadixTurn, hit: int, budget: Budget) -> int:
-        """Tokens of a waiting turn's first chunk; 0 if it has to wait, -1 if for memory."""
-        page = self.tree.page
-        wanted = turn.num_tokens - hit
-        if wanted + rest_of_answer(turn) + page >= budget.left:
-            return -1
-        if budget.paged(wanted) <= budget.chunk:
-            return wanted
-        if self.unfinished is not None and self.queue.shortest_first:
-            return 0
-        return max((hit + budget.chunk // page * page) // page * page - hit, 0)
 
     def _allocate(self, chunks: list[Chunk]) -> None:
         """Take the memory of a prefill."""
@@ -394,7 +472,8 @@ class RadixBatch:
         """Take memory from running turns, those with the shortest answers first, until the next
         step of the others fits.
         """
-        staying = sorted(self.running, key=self._worth, reverse=True)
+        chosen = self.inside.victims(self.running)
+        staying = sorted(self.running, key=self._worth, reverse=True) if chosen is None else chosen
         retracted: list[RadixTurn] = []
         while len(staying) > 1 and (not retracted or not self._fits(staying)):
             turn = staying.pop()
@@ -431,8 +510,10 @@ class RadixBatch:
         turn.lost = computed
         turn.computed = turn.prefix = 0
         turn.num_preemptions += 1
-        self._enqueue(turn, now_ps)
+        del self.admitted[turn]
+        self.inside.changed()
         self._requeued(turn, computed)
+        self._enqueue(turn, now_ps)
 
     # --- invariants -------------------------------------------------------------------------
 
@@ -444,7 +525,8 @@ class RadixBatch:
         held = self.tree.free + self.tree.evictable + self.tree.protected + own
         assert held == self.config.num_blocks * self.config.block_size, (held, own)
         if not self.admitted:
-            assert not self.tree.protected, "locked for nobody"
+            pinned = self.inside.pinned_blocks * self.config.block_size
+            assert self.tree.protected == pinned, "locked, and neither running nor pinned"
 
     def running_turns(self) -> list[RadixTurn]:
         """Turns that hold memory, in order of admission."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 
 from marsbench.engine.sim_sglang.tree import RadixTree
 from marsbench.engine.sim_sglang.turn import RadixTurn
@@ -19,6 +20,15 @@ RETRACT_STEPS = 20
 """Decode steps of the turns that stay for which a retraction makes room."""
 
 
+class Verdict(Enum):
+    """Whether the next waiting turn is asked."""
+
+    NEXT = auto()
+    NO_MEMORY = auto()
+    STOP = auto()
+    """The step is full, or another reason."""
+
+
 class NewTokenRatio:
     """Share of an answer's expected tokens that is reserved for a running turn."""
 
@@ -29,9 +39,10 @@ class NewTokenRatio:
     @property
     def value(self) -> float:
         """The share now. Subtracted step by step: what is left depends on it to the last bit."""
-        while self._steps and self._value > LAST_RATIO:
+        for _ in range(self._steps):
             self._value = max(self._value - DECAY, LAST_RATIO)
-            self._steps -= 1
+            if self._value == LAST_RATIO:
+                break
         self._steps = 0
         return self._value
 
@@ -84,11 +95,16 @@ class Budget:
         """Tokens that are not promised to anybody."""
         return self._tree.free + self._tree.evictable - self._promised
 
-    @property
-    def has_memory(self) -> bool:
-        """Whether anything is left, now and with all answers."""
+    def verdict(self) -> Verdict:
+        """Whether anything is left, of memory and of the step."""
         left_now = self._tree.free + self._tree.evictable - self._now
-        return self.left > 0 and left_now > 0
+        if self.left <= 0 or left_now <= 0:
+            return Verdict.NO_MEMORY
+        return Verdict.STOP if self.chunk <= 0 else Verdict.NEXT
+
+    def promise(self, tokens: int) -> None:
+        """Keep memory from turns that come later in this pass."""
+        self._promised += tokens
 
     def charge(self, tokens: int, answer: int) -> None:
         """A chunk is in the step, and its answer is reserved."""

@@ -23,15 +23,15 @@ class RadixCore:
     def __init__(
         self, config: EngineConfig, cost: StepCost, policies: Policies, listener: CoreListener
     ) -> None:
-        check(config, policies)
+        check(config)
         self.config = config
         self.cost = cost
         self.listener = listener
         self.stats = CoreStats()
         self.trace: StepTrace | None = None
         self.clock = SimClock()
-        self.batch = RadixBatch(config, self.clock, self._requeued)
-        self.view = RadixView(self.batch)
+        self.batch = RadixBatch(config, self.clock, policies, listener, self._requeued)
+        self.view: RadixView = self.batch.inside.view
         self._turns = Ledger(listener, self.stats, config.block_size)
         self._now_ps = 0
         self._started = 0
@@ -63,8 +63,7 @@ class RadixCore:
         self._now_ps = now_ps
         batch = self.batch
         while self._turns:
-            batch.settle()
-            if self.trace is None and batch.quiet:
+            if self.trace is None and batch.quiet(self._now_ps):
                 done = self._jump(limit_ps)
             else:
                 self._turns.preempted.clear()
@@ -77,8 +76,9 @@ class RadixCore:
         return limit_ps
 
     def session_ended(self, session: int) -> None:
-        """Forget what its tokens were."""
+        """Drop what is kept for later turns."""
         self.batch.contents.forget(session)
+        self.batch.inside.session_ended(session, self._now_ps)
 
     def cached_blocks(self) -> int:
         """Unreferenced pages with reusable content."""
@@ -117,6 +117,8 @@ class RadixCore:
         for turn, start, count, _ in chunks:
             record = self._turns[turn.key]
             if not record.admitted:
+                batch.admitted[turn] = None
+                batch.inside.admitted(turn, start_ps)
                 self._turns.admitted(turn.key, start_ps, start, turn.num_tokens)
             record.prefilled += count
             tokens += count
@@ -145,9 +147,7 @@ class RadixCore:
                 turn.run_order = self._started
                 self._started += 1
                 batch.decoding.start(turn, self.clock.step, self.clock.step + left - 1)
-        for turn in finished:
-            self._turns.finish(turn.key, self._now_ps)
-        return bool(finished)
+        return self._tell(finished)
 
     def _decode(self) -> bool:
         """A step in which all running turns make a token; whether one finished."""
@@ -168,7 +168,13 @@ class RadixCore:
         page = tree.page
         step, count = self.clock.step, decoding.count
         last = decoding.next_finish() - step + 1
-        steps = decoding.steps_within((tree.free + tree.evictable) // page, step, last)
+        room = (tree.free + tree.evictable) // page
+        steps = decoding.steps_within(room, step, last)
+        if batch.inside.book.active:
+            # a step takes pins back before it has less than a page for each turn
+            limit_ps = min(limit_ps, batch.inside.book.next_change_ps)
+            spare = room - count
+            steps = min(steps, decoding.steps_within(spare, step, last) + 1) if spare >= 0 else 0
         if steps < 2:
             self._turns.preempted.clear()
             chunks = self._next_pass()
@@ -213,10 +219,19 @@ class RadixCore:
                 turn: index for index, turn in enumerate(self.batch.running)
             }
             finished.sort(key=place.__getitem__)
-        for turn in finished:
-            assert isinstance(turn, RadixTurn)
+        done = [turn for turn in finished if isinstance(turn, RadixTurn)]
+        assert len(done) == len(finished)
+        for turn in done:
             self.batch.finish(turn)
+        return self._tell(done)
+
+    def _tell(self, finished: list[RadixTurn]) -> bool:
+        """Tell that turns are over, and keep what the policy wants to keep; whether any is."""
+        for turn in finished:
+            request = self._turns[turn.key].request
             self._turns.finish(turn.key, self._now_ps)
+            del self.batch.admitted[turn]
+            self.batch.inside.finished(turn, request, self._now_ps)
         return bool(finished)
 
     def _requeued(self, turn: RadixTurn, computed: int) -> None:

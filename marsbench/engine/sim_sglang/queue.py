@@ -35,8 +35,10 @@ class Queue:
         """Whether the order is shortest prefill first, which also shortens chunks."""
         return self._order == "shortest-prefill-first"
 
-    def sort(self, prefilled: int) -> None:
-        """Order the queue for a prefill. ``prefilled`` = tokens prefilled in the engine so far."""
+    def sort(self, prefilled: int) -> bool:
+        """Order the queue for a prefill; whether every prefix was looked up for it. ``prefilled`` =
+        tokens prefilled in the engine so far.
+        """
         turns = self.turns
         order = self._order
         if order in {"lpm", "hrrn"} and len(turns) > LONG_QUEUE:
@@ -49,7 +51,7 @@ class Queue:
                 turns.sort(key=lambda turn: _response_ratio(turn, later, prefilled))
             else:
                 turns.sort(key=lambda turn: (turn in later, left_to_prefill(turn), turn.entered_ps))
-            return
+            return True
         if self._by_priority:
             turns.sort(key=lambda turn: (turn.priority, turn.entered_ps))
         if self._refreshes and turns:
@@ -57,6 +59,7 @@ class Queue:
                 for turn in reversed(turns[:LONG_QUEUE]):
                     self._tree.match(turn.content, turn.num_tokens)
             self._passes += 1
+        return False
 
     def _look_up(self) -> set[RadixTurn]:
         """Look all prefixes up; returns those that had better wait for another's."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.sglang.flags import check as check_flags
 from marsbench.errors import EngineError
-from marsbench.system import Policies
 
 INSTEAD = "run it with --engine sglang-core, which has all of SGLang"
 ORDERS = ("fcfs", "lpm", "hrrn", "shortest-prefill-first")
@@ -14,8 +13,8 @@ RETRACTIONS = ("length", "priority")
 QUEUES = ("fcfs", "priority")
 
 
-def check(config: EngineConfig, policies: Policies) -> None:
-    """EngineError for flags and policies without a model."""
+def check(config: EngineConfig) -> None:
+    """EngineError for flags without a model."""
     check_flags(config, "sim")
     for name, known in (
         ("policy", QUEUES),
@@ -37,7 +36,3 @@ def check(config: EngineConfig, policies: Policies) -> None:
         raise EngineError(f"engine sim: SGLang's session radix cache is not modelled: {INSTEAD}")
     if config.schedule_policy == "shortest-prefill-first" and not config.enable_prefix_caching:
         raise EngineError("engine sim: SGLang's shortest-prefill-first needs enable_prefix_caching")
-    if not policies.stock_engine():
-        raise EngineError(
-            f"engine sim: policies inside SGLang are not modelled: {INSTEAD}, and the policies inside"
-        )

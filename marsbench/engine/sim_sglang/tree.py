@@ -9,7 +9,7 @@ until enough is free. No page has a name here: memory is a number of tokens.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from marsbench.engine.base import EngineConfig
 from marsbench.engine.sim_sglang.content import NOTHING, Content
@@ -60,6 +60,13 @@ class Node:
         """Tokens."""
         return self.high - self.low
 
+    def path(self) -> Iterator[Node]:
+        """It and all above it but the root."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
 
 class RadixTree:
     """The tree and the memory that is in it or free."""
@@ -75,6 +82,8 @@ class RadixTree:
         self.evicted = 0
         """Tokens dropped so far."""
         self.root = Node(None, NOTHING, 0, 0)
+        self.reclaim: Callable[[], bool] | None = None
+        """Unlocks something when nothing else can be dropped; False if there is nothing."""
         self._policy = config.radix_eviction_policy
         self._counts = self._policy in {"lfu", "slru"}
         self._tail = config.tlru_next_prompt_estimate - config.tlru_threshold
@@ -212,8 +221,15 @@ class RadixTree:
 
     def make_room(self, tokens: int) -> None:
         """Drop leaves until so many tokens are free, or nothing is left to drop."""
-        if self.free >= tokens or not self._leaves:
+        if not self.enabled:
             return
+        while self.free < tokens:
+            if self._leaves:
+                self._drop_leaves(tokens)
+            if self.free >= tokens or self.reclaim is None or not self.reclaim():
+                return
+
+    def _drop_leaves(self, tokens: int) -> None:
         heap = [(self._worth(leaf), leaf) for leaf in self._leaves]
         heapq.heapify(heap)
         while heap and self.free < tokens:

@@ -10,6 +10,7 @@ from marsbench.scheduler.base import TurnView
 
 if TYPE_CHECKING:
     from marsbench.engine.sim_sglang.batch import RadixBatch
+    from marsbench.engine.sim_sglang.policies import Inside
 
 
 class RadixView:
@@ -17,10 +18,12 @@ class RadixView:
 
     host: HostView | None = None
     """SGLang's host tier is not modelled."""
-    pinned_blocks = 0
 
-    def __init__(self, batch: RadixBatch) -> None:
+    def __init__(self, batch: RadixBatch, inside: Inside) -> None:
         self._batch = batch
+        self._inside = inside
+        self.looked = False
+        """The prefixes of all waiting turns have just been looked up."""
         self.block_size = batch.config.block_size
         self.num_blocks = batch.config.num_blocks
 
@@ -29,6 +32,11 @@ class RadixView:
         """Pages that are empty, or in the tree and locked by nobody."""
         tree = self._batch.tree
         return (tree.free + tree.evictable) // self.block_size
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Pages that nothing but pins hold."""
+        return self._inside.pinned_blocks
 
     @property
     def waiting(self) -> list[RadixTurn]:
@@ -41,8 +49,10 @@ class RadixView:
         return self._batch.running_turns()
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Prefix hit of a waiting turn if it were scheduled now."""
+        """Prefix hit of a waiting turn if it were scheduled now, which marks it as used: so does SGLang."""
         assert isinstance(turn, RadixTurn)
-        if turn.computed:
-            return turn.computed
-        return self._batch.tree.hit(turn.content, turn.num_tokens - 1)
+        if not self.looked:
+            length = turn.num_tokens
+            high = self._batch.tree.match(turn.content, length).high
+            turn.hit = high if high < length else length - 1
+        return turn.hit // self.block_size * self.block_size

@@ -16,7 +16,6 @@ from marsbench.engine.sim_sglang import budget
 from marsbench.engine.sim_sglang.core import RadixCore
 from marsbench.engine.simulated import simulated
 from marsbench.errors import EngineError
-from marsbench.scheduler.base import EngineOrder
 from marsbench.system import Policies
 
 MS = to_ps(0.001)
@@ -268,15 +267,3 @@ def test_what_is_not_modelled_is_refused(flags, line):
     """In one line, with the engine that has it."""
     with pytest.raises(EngineError, match=f"engine sim: .*{line}"):
         core_of(dataclasses.replace(CONFIG, **flags))
-
-
-def test_policies_inside_are_refused():
-    """A policy of ours would not be asked: that is said, not passed over."""
-
-    class Ours(EngineOrder):
-        pass
-
-    with pytest.raises(
-        EngineError, match=r"policies inside SGLang are not modelled: .*sglang-core"
-    ):
-        RadixCore(CONFIG, COST, Policies(scheduling=Ours()), RunLog())

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 import pytest
 from sglang_cells import coding_agents, play, random_cell
 
+from marsbench.engine.adversary import WildOrder, make_case
 from marsbench.engine.parity import first_difference, summary
 from marsbench.engine.sim_sglang.core import RadixCore
+from marsbench.system import Policies
 
 pytestmark = [
     pytest.mark.sglang,
@@ -17,13 +19,19 @@ pytestmark = [
 ]
 
 
-def assert_parity(cell):
-    """Same steps, same events, same totals; also when the simulator jumps over steps."""
+def assert_parity(cell, policies=Policies):
+    """Same steps, same events, same totals; also when the simulator jumps over steps. What a policy
+    was told is the same, too.
+    """
     from marsbench.engine.sglang.core import SglangCore
 
-    real = play(SglangCore, cell)
+    asked = policies()
+    real = play(SglangCore, cell, policies=asked)
     for traced in (True, False):
-        ours = play(RadixCore, cell, traced=traced)
+        ours_asked = policies()
+        ours = play(RadixCore, cell, policies=ours_asked, traced=traced)
+        if isinstance(asked.scheduling, WildOrder):
+            assert ours_asked.scheduling.told == asked.scheduling.told
         difference = first_difference(ours, real, ("sim", "sglang-core"))
         assert difference is None, difference
         assert summary(ours) == summary(real)
@@ -102,4 +110,22 @@ def test_priorities_take_the_same_seats():
             for number, script in enumerate(sessions)
         ]
         preempted += assert_parity((config, apart)).stats.preemptions
+    assert preempted > 0
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_policies_inside_decide_the_same():
+    """Wild orders, quanta, victims and pins: asked at the same points, with the same effect."""
+    pinned = preempted = 0
+    for seed in (0, 3, 5, 9, 12, 14, 18, 21):
+        case = make_case(seed, policies=True)
+        order = ("fcfs", "fcfs", "lpm", "hrrn")[seed % 4]
+        cell = random_cell(
+            seed, schedule_policy=order, prefill_decode_interval=(0, 0, 2)[seed % 3],
+            enable_prefix_caching=True,
+        )  # fmt: skip
+        log = assert_parity(cell, case.policies)
+        pinned += sum(m.what == "pinned" for m in log.moments)
+        preempted += log.stats.preemptions
+    assert pinned > 0
     assert preempted > 0
