@@ -20,10 +20,10 @@ RETRACT_STEPS = 20
 """Decode steps of the turns that stay for which a retraction makes room."""
 
 
-class Verdict(Enum):
+class Next(Enum):
     """Whether the next waiting turn is asked."""
 
-    NEXT = auto()
+    ASK = auto()
     NO_MEMORY = auto()
     STOP = auto()
     """The step is full, or another reason."""
@@ -95,12 +95,12 @@ class Budget:
         """Tokens that are not promised to anybody."""
         return self._tree.free + self._tree.evictable - self._promised
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Next:
         """Whether anything is left, of memory and of the step."""
         left_now = self._tree.free + self._tree.evictable - self._now
         if self.left <= 0 or left_now <= 0:
-            return Verdict.NO_MEMORY
-        return Verdict.STOP if self.chunk <= 0 else Verdict.NEXT
+            return Next.NO_MEMORY
+        return Next.STOP if self.chunk <= 0 else Next.ASK
 
     def promise(self, tokens: int) -> None:
         """Keep memory from turns that come later in this pass."""
@@ -108,7 +108,7 @@ class Budget:
 
     def charge(self, tokens: int, answer: int) -> None:
         """A chunk is in the step, and its answer is reserved."""
-        paged = self.paged(tokens)
+        paged = self._tree.paged(tokens)
         self._promised += paged + self._page + answer
         self._now += paged + self._page
         self.chunk -= paged
@@ -116,7 +116,3 @@ class Budget:
     def release(self, turn: RadixTurn, ratio: float) -> None:
         """A running turn gave its place up: nothing is reserved for it any more."""
         self._promised -= rest_of_answer(turn) * ratio
-
-    def paged(self, tokens: int) -> int:
-        """Tokens of the pages that so many tokens take."""
-        return -(-tokens // self._page) * self._page

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from marsbench.engine.base import Request
 
 
-class Content:
+class TokenRuns:
     """The tokens of one turn. Immutable; how many there will be is not written here."""
 
     __slots__ = ("_serials", "_starts")
@@ -27,7 +27,7 @@ class Content:
         """The serial number at a position."""
         return self._serials[bisect_right(self._starts, position) - 1]
 
-    def agrees(self, other: Content, low: int, high: int) -> int:
+    def agrees(self, other: TokenRuns, low: int, high: int) -> int:
         """How many leading tokens two contents share that agree in ``low`` ones, at most ``high``."""
         if low < high and self.at(high - 1) == other.at(high - 1):
             return high
@@ -39,7 +39,7 @@ class Content:
                 high = middle
         return low
 
-    def continued(self, shared: int, reused: int, prefix: int, serial: int) -> Content:
+    def continued(self, shared: int, reused: int, prefix: int, serial: int) -> TokenRuns:
         """The content that has ``shared`` tokens of a prefix, then this one's up to ``reused``, then
         new ones.
         """
@@ -49,20 +49,20 @@ class Content:
             last = bisect_right(self._starts, reused - 1)
             starts += [shared, *self._starts[first + 1 : last]]
             serials += self._serials[first:last]
-        return Content([*starts, reused], [*serials, serial])
+        return TokenRuns([*starts, reused], [*serials, serial])
 
 
-NOTHING = Content([0], [0])
+NOTHING = TokenRuns([0], [0])
 
 
 class Contents:
     """Tells the content of every turn; remembers each session's last."""
 
     def __init__(self) -> None:
-        self._last: dict[int, Content] = {}
+        self._last: dict[int, TokenRuns] = {}
         self._serial = 0
 
-    def of(self, request: Request) -> Content:
+    def of(self, request: Request) -> TokenRuns:
         """The content of a session's next turn."""
         reused = request.reused_tokens
         shared = min(request.prefix_tokens, reused) if request.prefix_id >= 0 else 0

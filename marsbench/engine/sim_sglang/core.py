@@ -10,7 +10,8 @@ from marsbench.engine.base import CoreListener, CoreStats, EngineConfig, Request
 from marsbench.engine.cost import StepCost
 from marsbench.engine.ledger import Ledger
 from marsbench.engine.sim.turn import SimClock, SimTurn
-from marsbench.engine.sim_sglang.batch import Chunk, RadixBatch
+from marsbench.engine.sim_sglang.batch import RadixBatch
+from marsbench.engine.sim_sglang.prefill import Chunk
 from marsbench.engine.sim_sglang.refusals import check
 from marsbench.engine.sim_sglang.turn import RadixTurn
 from marsbench.engine.sim_sglang.view import RadixView

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from marsbench.engine.base import EngineConfig
-from marsbench.engine.sim_sglang.content import NOTHING, Content
+from marsbench.engine.sim_sglang.content import NOTHING, TokenRuns
 
 TICK = 1 << 20
 """Between two uses; within one, an ancestor is a little older than its child."""
@@ -37,7 +37,7 @@ class Node:
         "used",
     )
 
-    def __init__(self, parent: Node | None, content: Content, low: int, high: int) -> None:
+    def __init__(self, parent: Node | None, content: TokenRuns, low: int, high: int) -> None:
         self.parent = parent
         self.content = content
         self.low = low
@@ -91,9 +91,13 @@ class RadixTree:
         """Leaves that nobody has locked."""
         self._clock = 0
 
+    def paged(self, tokens: int) -> int:
+        """Return how many tokens the pages have that so many tokens take."""
+        return -(-tokens // self.page) * self.page
+
     # --- looking up -------------------------------------------------------------------------
 
-    def match(self, content: Content, limit: int) -> Node:
+    def match(self, content: TokenRuns, limit: int) -> Node:
         """The end of what the tree has of the first ``limit`` tokens, which is marked as used."""
         limit -= limit % self.page
         if limit <= 0 or not self.enabled:
@@ -117,7 +121,7 @@ class RadixTree:
             walked = walked.parent
         return node
 
-    def hit(self, content: Content, limit: int) -> int:
+    def hit(self, content: TokenRuns, limit: int) -> int:
         """How many tokens ``match`` would find; changes nothing."""
         limit -= limit % self.page
         node = self.root
@@ -130,7 +134,7 @@ class RadixTree:
             node = child
         return node.high
 
-    def _agreed(self, child: Node, content: Content, limit: int) -> int:
+    def _agreed(self, child: Node, content: TokenRuns, limit: int) -> int:
         high = min(limit, child.high)
         agreed = content.agrees(child.content, child.low + 1, high)
         return agreed - agreed % self.page
@@ -138,7 +142,7 @@ class RadixTree:
     # --- putting in -------------------------------------------------------------------------
 
     def insert(
-        self, content: Content, length: int, *, counted: int, priority: int
+        self, content: TokenRuns, length: int, *, counted: int, priority: int
     ) -> tuple[Node, int]:
         """Put the first ``length`` tokens, whole pages, into the tree: where they end, and how many
         of them it had already. Nodes beyond ``counted`` tokens count a hit.

@@ -6,7 +6,7 @@ from marsbench.core import to_s
 from marsbench.engine.base import Request
 from marsbench.engine.sim.kv import Holding
 from marsbench.engine.sim.turn import SimClock, SimTurn
-from marsbench.engine.sim_sglang.content import Content
+from marsbench.engine.sim_sglang.content import TokenRuns
 from marsbench.engine.sim_sglang.tree import Node
 
 NO_LENGTH = 1 << 30
@@ -32,7 +32,7 @@ class RadixTurn(SimTurn):
     )
 
     def __init__(
-        self, request: Request, sequence: int, page: int, clock: SimClock, content: Content
+        self, request: Request, sequence: int, page: int, clock: SimClock, content: TokenRuns
     ) -> None:
         super().__init__(request, sequence, Holding(request.session, 0, page), clock)
         self.key = str(sequence)
