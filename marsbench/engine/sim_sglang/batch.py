@@ -26,7 +26,7 @@ from marsbench.system import Policies
 
 
 class RadixBatch:
-    """Queues and memory of a core."""
+    """The queues and the memory of a core, of which it composes each pass."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class RadixBatch:
         listener: PinListener,
         requeued: Callable[[RadixTurn, int], None],
     ) -> None:
-        """``requeued(turn, computed)`` is told when a running turn lost its memory."""
+        """Make an empty batch; ``requeued(turn, computed)`` is told when a running turn lost its memory."""
         self.config = config
         self.clock = clock
         self.tree = RadixTree(config)
@@ -47,7 +47,7 @@ class RadixBatch:
         self.unfinished: RadixTurn | None = None
         """The one turn of which a part of the prompt is computed."""
         self.admitted: dict[RadixTurn, None] = {}
-        """Turns that hold memory, in order of admission."""
+        """Return the turns that hold memory, in order of admission."""
         self.decoding = Decoding(clock, config.block_size)
         self.full = False
         """No waiting turn is asked until somebody leaves."""
@@ -73,7 +73,7 @@ class RadixBatch:
     # --- turns come and go ------------------------------------------------------------------
 
     def grant(self, prompt_tokens: int) -> int:
-        """Tokens that SGLang would let an answer have, with nothing else in memory."""
+        """Return how many tokens SGLang would let an answer have, with nothing else in memory."""
         page = self.config.block_size
         pool = (self.config.num_blocks - -(-prompt_tokens // page) - 1) * page - 1
         return max(0, min(self._longest - prompt_tokens - 1, pool))
@@ -94,7 +94,7 @@ class RadixBatch:
         self.queue.turns.append(turn)
 
     def finish(self, turn: RadixTurn) -> None:
-        """A turn made its last token: what it has stays in the tree, and it leaves."""
+        """Let a turn leave that made its last token; what it has stays in the tree."""
         self._publish(turn, turn.computed)
         self._release(turn)
         self.full = False
@@ -104,7 +104,7 @@ class RadixBatch:
             self.running.remove(turn)
 
     def publish(self, turn: RadixTurn) -> None:
-        """What a turn has computed is found by others from now on."""
+        """Put what a turn has computed into the tree, where others find it from now on."""
         self._publish(turn, turn.computed)
         turn.prefix = turn.computed
 
@@ -140,7 +140,7 @@ class RadixBatch:
     # --- a pass -----------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """The last prefill joins the running turns."""
+        """Let the turns of the last prefill join the running ones."""
         unfinished = self.unfinished
         if unfinished is not None and unfinished.computed > unfinished.prefix:
             self.publish(unfinished)
@@ -156,8 +156,8 @@ class RadixBatch:
         self._arrived = []
 
     def next_pass(self, now_ps: int) -> list[Chunk] | None:
-        """The prefill of the next step; an empty one: all running turns decode; None: nothing
-        can run.
+        """Return the prefill of the next step. If it is empty, all running turns decode; None means
+        that nothing can run.
         """
         self.inside.begin(now_ps)
         self.settle()
@@ -182,7 +182,7 @@ class RadixBatch:
         return None
 
     def ask_again(self) -> None:
-        """Somebody left, or a pin was given up: waiting turns may fit.
+        """Ask waiting turns again: somebody left, or a pin was given up.
 
         In a pass that makes a new batch, SGLang says so to the old one.
         """
@@ -203,14 +203,14 @@ class RadixBatch:
         return self.full or len(self.running) >= self.config.max_num_seqs
 
     def passed(self, steps: int) -> None:
-        """So many decode steps were jumped over."""
+        """Note that so many decode steps were jumped over."""
         self._fresh = False
         self._off = max(self._off - steps, 0)
         self.ratio.decay(steps)
         self.decoded(steps)
 
     def decoded(self, steps: int) -> None:
-        """So many decode steps were made.
+        """Note that so many decode steps were made.
 
         SGLang counts the prompt tokens of each batch it runs. A prefill that finds nothing running
         becomes the batch that decodes, and is counted again in each of its steps.
@@ -220,7 +220,7 @@ class RadixBatch:
     # --- decode -----------------------------------------------------------------------------
 
     def _make_room(self, now_ps: int) -> bool:
-        """Take the memory of the next decode step; False if all running turns lost theirs."""
+        """Take the memory of the next decode step; returns False if all running turns lost theirs."""
         before = len(self.running)
         if self._fits(self.running):
             self.ratio.decay(1)
@@ -237,7 +237,7 @@ class RadixBatch:
         return True
 
     def _next_tokens(self, turns: list[RadixTurn]) -> int:
-        """Tokens of the pages that the next token of each of these turns takes."""
+        """Return how many tokens the pages have that these turns need for their next tokens."""
         page = self.tree.page
         if page == 1:
             return len(turns)
@@ -272,7 +272,7 @@ class RadixBatch:
             self.requeue(turn, now_ps)
 
     def _worth(self, turn: RadixTurn) -> tuple[int, int, int]:
-        """The turn of least worth is retracted first."""
+        """Return what a turn is sorted by: the one of least worth is retracted first."""
         by_priority = self.preempts and self.config.retraction_policy == "priority"
         priority = -turn.priority if by_priority else 0
         return (priority, turn.generated_tokens, -turn.prompt_tokens)
@@ -285,7 +285,7 @@ class RadixBatch:
         self.tree.make_room(staying * RETRACT_STEPS)
 
     def requeue(self, turn: RadixTurn, now_ps: int) -> None:
-        """A turn whose memory was freed waits again, behind all others."""
+        """Let a turn whose memory was freed wait again, behind all others."""
         computed = turn.computed
         turn.lost = computed
         turn.computed = turn.prefix = 0

@@ -38,7 +38,7 @@ class NewTokenRatio:
 
     @property
     def value(self) -> float:
-        """The share now. Subtracted step by step: what is left depends on it to the last bit."""
+        """The share now, subtracted step by step because what is left depends on it to the last bit."""
         for _ in range(self._steps):
             self._value = max(self._value - DECAY, LAST_RATIO)
             if self._value == LAST_RATIO:
@@ -47,7 +47,7 @@ class NewTokenRatio:
         return self._value
 
     def decay(self, steps: int) -> None:
-        """So many decode steps went by without a retraction."""
+        """Note that so many decode steps went by without a retraction."""
         self._steps += steps
 
     def set(self, value: float) -> None:
@@ -55,7 +55,7 @@ class NewTokenRatio:
         self._value, self._steps = value, 0
 
     def reset(self) -> None:
-        """Nothing is left to run."""
+        """Begin as SGLang does whenever nothing is left to run."""
         self.set(FIRST_RATIO)
 
     def retracted(self, staying: Sequence[RadixTurn]) -> None:
@@ -66,17 +66,17 @@ class NewTokenRatio:
 
 
 def whole_answer(turn: RadixTurn) -> int:
-    """Tokens that a turn's answer is expected to have at most."""
+    """Return how many tokens a turn's answer is expected to have at most."""
     return min(turn.grant, LONGEST_ANSWER)
 
 
 def rest_of_answer(turn: RadixTurn) -> int:
-    """Tokens that a turn is expected to answer from here on at most."""
+    """Return how many tokens a turn is expected to answer from here on at most."""
     return min(turn.grant - turn.generated_tokens, LONGEST_ANSWER)
 
 
 class Budget:
-    """Of one pass."""
+    """What is left to promise in one pass."""
 
     def __init__(
         self, tree: RadixTree, running: Sequence[RadixTurn], ratio: float, chunk: int
@@ -96,7 +96,7 @@ class Budget:
         return self._tree.free + self._tree.evictable - self._promised
 
     def verdict(self) -> Next:
-        """Whether anything is left, of memory and of the step."""
+        """Return whether anything is left, of memory and of the step."""
         left_now = self._tree.free + self._tree.evictable - self._now
         if self.left <= 0 or left_now <= 0:
             return Next.NO_MEMORY
@@ -107,12 +107,12 @@ class Budget:
         self._promised += tokens
 
     def charge(self, tokens: int, answer: int) -> None:
-        """A chunk is in the step, and its answer is reserved."""
+        """Charge a chunk that is in the step, and reserve its answer."""
         paged = self._tree.paged(tokens)
         self._promised += paged + self._page + answer
         self._now += paged + self._page
         self.chunk -= paged
 
     def release(self, turn: RadixTurn, ratio: float) -> None:
-        """A running turn gave its place up: nothing is reserved for it any more."""
+        """Reserve nothing any more for a running turn that gave its place up."""
         self._promised -= rest_of_answer(turn) * ratio

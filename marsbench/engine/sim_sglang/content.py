@@ -24,11 +24,11 @@ class TokenRuns:
         self._serials = serials
 
     def at(self, position: int) -> int:
-        """The serial number at a position."""
+        """Return the serial number at a position."""
         return self._serials[bisect_right(self._starts, position) - 1]
 
     def agrees(self, other: TokenRuns, low: int, high: int) -> int:
-        """How many leading tokens two contents share that agree in ``low`` ones, at most ``high``."""
+        """Return how many leading tokens, at most ``high``, two contents share that agree in ``low``."""
         if low < high and self.at(high - 1) == other.at(high - 1):
             return high
         while high - low > 1:
@@ -40,8 +40,8 @@ class TokenRuns:
         return low
 
     def continued(self, shared: int, reused: int, prefix: int, serial: int) -> TokenRuns:
-        """The content that has ``shared`` tokens of a prefix, then this one's up to ``reused``, then
-        new ones.
+        """Return the content that has ``shared`` tokens of a prefix, then this one's up to
+        ``reused``, then new ones.
         """
         starts, serials = ([0], [prefix]) if shared else ([], [])
         if reused > shared:
@@ -63,7 +63,7 @@ class Contents:
         self._serial = 0
 
     def of(self, request: Request) -> TokenRuns:
-        """The content of a session's next turn."""
+        """Return the content of a session's next turn."""
         reused = request.reused_tokens
         shared = min(request.prefix_tokens, reused) if request.prefix_id >= 0 else 0
         self._serial += 1
@@ -74,5 +74,5 @@ class Contents:
         return content
 
     def forget(self, session: int) -> None:
-        """No further turn of this session will come."""
+        """Forget a session of which no further turn will come."""
         self._last.pop(session, None)

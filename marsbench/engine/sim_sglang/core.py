@@ -82,11 +82,11 @@ class RadixCore:
         self.batch.inside.session_ended(session, self._now_ps)
 
     def cached_blocks(self) -> int:
-        """Unreferenced pages with reusable content."""
+        """Return how many pages hold reusable content and are referenced by nobody."""
         return self.batch.tree.evictable // self.config.block_size
 
     def idle(self) -> bool:
-        """Nothing waits, nothing runs."""
+        """Whether nothing waits and nothing runs."""
         return not self._turns
 
     def check_integrity(self) -> None:
@@ -96,7 +96,7 @@ class RadixCore:
     # --- steps -----------------------------------------------------------------------------
 
     def _next_pass(self) -> list[Chunk] | None:
-        """What the next step does; a pass without one can still change what the next one finds."""
+        """Return what the next step does. A pass without one can still change what the next finds."""
         for _ in range(self.config.prefill_decode_interval + 2):
             chunks = self.batch.next_pass(self._now_ps)
             if chunks is not None:
@@ -104,7 +104,7 @@ class RadixCore:
         return None
 
     def _rest(self) -> None:
-        """What SGLang does when it finds nothing to run: a fresh estimate of how long answers are."""
+        """Estimate afresh how long answers are, as SGLang does when it finds nothing to run."""
         if not self._worked or self._turns:
             return
         self._worked = False
@@ -112,7 +112,7 @@ class RadixCore:
         self.batch.ratio.reset()
 
     def _prefill(self, chunks: list[Chunk]) -> bool:
-        """A step of prompts; whether a turn finished in it."""
+        """Run a step of prompts; returns whether a turn finished in it."""
         batch, start_ps = self.batch, self._now_ps
         tokens = pairs = context = 0
         for turn, start, count, _ in chunks:
@@ -151,7 +151,7 @@ class RadixCore:
         return self._tell(finished)
 
     def _decode(self) -> bool:
-        """A step in which all running turns make a token; whether one finished."""
+        """Run a step in which all running turns make a token; returns whether one finished."""
         batch, decoding = self.batch, self.batch.decoding
         count = len(batch.running)
         context = decoding.offset_sum + count * (self.clock.step + 1)
@@ -164,7 +164,9 @@ class RadixCore:
         return self._stop_finished()
 
     def _jump(self, limit_ps: int) -> bool:
-        """The longest stretch of decode steps in which nothing is decided; one if there is none."""
+        """Run the longest stretch of decode steps in which nothing is decided, or one step if there is
+        none; returns whether a turn finished.
+        """
         batch, decoding, tree = self.batch, self.batch.decoding, self.batch.tree
         page = tree.page
         step, count = self.clock.step, decoding.count
@@ -205,7 +207,7 @@ class RadixCore:
         return self._stop_finished()
 
     def _take(self, duration_ps: int) -> None:
-        """A step takes its time with the memory that is held in it."""
+        """Let a step take its time, with the memory that is held in it."""
         self._worked = True
         self._now_ps += duration_ps
         self._account(self._now_ps)
@@ -227,7 +229,7 @@ class RadixCore:
         return self._tell(done)
 
     def _tell(self, finished: list[RadixTurn]) -> bool:
-        """Tell that turns are over, and keep what the policy wants to keep; whether any is."""
+        """Tell that turns are over and keep what the policy wants to keep; returns whether any is."""
         for turn in finished:
             request = self._turns[turn.key].request
             self._turns.finish(turn.key, self._now_ps)

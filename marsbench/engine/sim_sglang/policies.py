@@ -66,7 +66,7 @@ class Inside:
         self._batch.ask_again()
 
     def _gave_up(self) -> bool:
-        """A pin is gone: who waits may be ordered differently, and fit."""
+        """Note that a pin is gone: who waits may be ordered differently, and fit."""
         self._resort = True
         self._pinned = -1
         return True
@@ -78,7 +78,7 @@ class Inside:
     # --- a turn's life ----------------------------------------------------------------------
 
     def changed(self) -> None:
-        """A turn was submitted, retracted or finished: ask keys and review again."""
+        """Ask keys and review again, since a turn was submitted, retracted or finished."""
         self._resort = True
         self._pinned = -1
         self.book.dirty = True
@@ -86,14 +86,14 @@ class Inside:
             self._batch.ask_again()
 
     def submitted(self, turn: RadixTurn) -> None:
-        """A turn is in the waiting queue."""
+        """Note that a turn is in the waiting queue."""
         pinned = self._pinned
         self.book.returned(turn.session)
         self.changed()
         self._pinned = pinned  # nobody's memory changed
 
     def admitted(self, turn: RadixTurn, now_ps: int) -> None:
-        """A turn holds memory: its pin has done its work."""
+        """Drop the pin of a turn that holds memory."""
         self._pinned = -1
         self.book.drop(turn.session, now_ps, Unpin.RETURN)
 
@@ -112,14 +112,14 @@ class Inside:
         self._pinned = -1
 
     def session_ended(self, session: int, now_ps: int) -> None:
-        """No further turn will come: drop its pin."""
+        """Drop the pin of a session of which no further turn will come."""
         if self.book.drop(session, now_ps, Unpin.END):
             self._gave_up()
 
     # --- a pass -----------------------------------------------------------------------------
 
     def begin(self, now_ps: int) -> None:
-        """A pass begins: review pins."""
+        """Begin a pass: review pins."""
         self.now_ps = now_ps
         self.refused = 0
         if self.book.review(now_ps):
@@ -146,7 +146,7 @@ class Inside:
         turns.sort(key=keys.__getitem__)
 
     def quantum(self, turn: RadixTurn) -> int | None:
-        """Most tokens of a turn's prompt in this step, in whole pages; None: no limit."""
+        """Return the most tokens of a turn's prompt in this step, in whole pages; None: no limit."""
         if self.order is None:
             return None
         quantum = self.order.prefill_quantum(turn, self.view, to_s(self.now_ps))
@@ -158,7 +158,7 @@ class Inside:
         return max(quantum // page, 1) * page
 
     def scheduled(self, turn: RadixTurn, tokens: int, quantum: int | None) -> None:
-        """A chunk was put into the step."""
+        """Tell the policy of a chunk that was put into the step."""
         if self.order is not None:
             self.order.on_scheduled(turn, tokens, quantum, to_s(self.now_ps))
 
@@ -185,12 +185,12 @@ class Inside:
         return reclaimed and self._gave_up()
 
     def passed_over(self) -> bool:
-        """A waiting turn does not fit; whether later ones are asked."""
+        """Pass a waiting turn over that does not fit; returns whether later ones are asked."""
         self.refused += 1
         return self.order is not None and self.order.skip_blocked()
 
     def victims(self, running: list[RadixTurn]) -> list[RadixTurn] | None:
-        """Running turns, the last one to lose its memory first; None: as SGLang says."""
+        """Return running turns, the last one to lose its memory first; None: as SGLang says."""
         order, now_s = self.order, to_s(self.now_ps)
         if order is None:
             return None

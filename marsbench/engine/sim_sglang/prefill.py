@@ -91,7 +91,7 @@ class Prefill:
         return chunks
 
     def _continue(self, turn: RadixTurn, budget: Budget) -> Chunk:
-        """The next chunk of the unfinished prefill, which always goes on."""
+        """Return the next chunk of the unfinished prefill, which always goes on."""
         quantum = self._inside.quantum(turn)
         left = int(budget.left)
         limit = min(budget.chunk, left) if left > 0 else budget.chunk
@@ -110,7 +110,7 @@ class Prefill:
         return Chunk(turn, turn.computed, count, count == rest)
 
     def _ask(self, turn: RadixTurn, budget: Budget, chunks: list[Chunk]) -> Next:
-        """Put a waiting turn into the step if it fits; whether the next one is asked."""
+        """Put a waiting turn into the step if it fits; returns whether the next one is asked."""
         inside, before = self._inside, len(chunks)
         node = self._tree.match(turn.content, turn.num_tokens - 1)
         turn.wanted, turn.prefix = turn.num_tokens, node.high
@@ -145,7 +145,7 @@ class Prefill:
         return verdict
 
     def _add(self, turn: RadixTurn, node: Node, budget: Budget, chunks: list[Chunk]) -> Next:
-        """SGLang's own rule for a waiting turn of which the tree has the path to a node."""
+        """Apply SGLang's own rule to a waiting turn of which the tree has the path to a node."""
         tree, page, hit = self._tree, self._tree.page, node.high
         wanted = turn.num_tokens - hit
         count = wanted
@@ -177,8 +177,8 @@ class Prefill:
             budget.promise(rest + rest_of_answer(turn))
 
     def _shortened(self, turn: RadixTurn, chunk: int) -> int:
-        """Shortest prefill first: what is left of the step beside waiting turns that have less to
-        prefill than the unfinished one.
+        """Return what shortest prefill first leaves of the step to the unfinished turn, beside waiting
+        ones that have less to prefill.
         """
         page = self._tree.page
         if chunk < 2 * page:
@@ -213,7 +213,7 @@ class Prefill:
     def _take_seats(
         self, turn: RadixTurn, budget: Budget, ratio: float, preempted: list[RadixTurn]
     ) -> bool:
-        """Priority: free the memory of running turns that are worse enough for a waiting one.
+        """Free the memory of running turns that are worse enough for a waiting one, by priority.
 
         SGLang does not know yet how long a turn is that was never asked: it counts its answer only.
         """

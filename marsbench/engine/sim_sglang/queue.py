@@ -36,8 +36,8 @@ class Queue:
         return self._order == "shortest-prefill-first"
 
     def sort(self, prefilled: int) -> bool:
-        """Order the queue for a prefill; whether every prefix was looked up for it. ``prefilled`` =
-        tokens prefilled in the engine so far.
+        """Order the queue for a prefill; returns whether every prefix was looked up for it.
+        ``prefilled`` = tokens prefilled in the engine so far.
         """
         turns = self.turns
         order = self._order
@@ -80,7 +80,7 @@ class Queue:
 
 
 def left_to_prefill(turn: RadixTurn) -> int:
-    """Tokens of a waiting turn that were not found when its prefix was last looked up."""
+    """Return how many tokens of a waiting turn were not found when it was last looked up."""
     left = turn.num_tokens - turn.hit
     return max(1, left)
 

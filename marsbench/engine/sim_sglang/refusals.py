@@ -14,7 +14,7 @@ QUEUES = ("fcfs", "priority")
 
 
 def check(config: EngineConfig) -> None:
-    """EngineError for flags without a model."""
+    """Raise an EngineError for flags without a model."""
     check_flags(config, "sim")
     for name, known in (
         ("policy", QUEUES),

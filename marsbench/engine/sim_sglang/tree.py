@@ -61,7 +61,7 @@ class Node:
         return self.high - self.low
 
     def path(self) -> Iterator[Node]:
-        """It and all above it but the root."""
+        """Yield it and all above it but the root."""
         node = self
         while node.parent is not None:
             yield node
@@ -98,7 +98,7 @@ class RadixTree:
     # --- looking up -------------------------------------------------------------------------
 
     def match(self, content: TokenRuns, limit: int) -> Node:
-        """The end of what the tree has of the first ``limit`` tokens, which is marked as used."""
+        """Return the end of what the tree has of the first ``limit`` tokens, and mark it as used."""
         limit -= limit % self.page
         if limit <= 0 or not self.enabled:
             return self.root
@@ -121,19 +121,6 @@ class RadixTree:
             walked = walked.parent
         return node
 
-    def hit(self, content: TokenRuns, limit: int) -> int:
-        """How many tokens ``match`` would find; changes nothing."""
-        limit -= limit % self.page
-        node = self.root
-        while self.enabled and node.high < limit:
-            child = node.children.get(content.at(node.high + self.page - 1))
-            if child is None:
-                break
-            if child.high > limit or child.last != content.at(child.high - 1):
-                return self._agreed(child, content, limit)
-            node = child
-        return node.high
-
     def _agreed(self, child: Node, content: TokenRuns, limit: int) -> int:
         high = min(limit, child.high)
         agreed = content.agrees(child.content, child.low + 1, high)
@@ -144,8 +131,10 @@ class RadixTree:
     def insert(
         self, content: TokenRuns, length: int, *, counted: int, priority: int
     ) -> tuple[Node, int]:
-        """Put the first ``length`` tokens, whole pages, into the tree: where they end, and how many
-        of them it had already. Nodes beyond ``counted`` tokens count a hit.
+        """Put the first ``length`` tokens, whole pages, into the tree.
+
+        Returns where they end, and how many of them it had already. Nodes beyond ``counted`` tokens
+        count a hit.
         """
         node = self.root
         while node.high < length:
@@ -250,7 +239,7 @@ class RadixTree:
                 heapq.heappush(heap, (self._worth(parent), parent))
 
     def _worth(self, node: Node) -> tuple[int, int]:
-        """The leaf of least worth is dropped first."""
+        """Return what a leaf is sorted by: that of least worth is dropped first."""
         if self._policy == "lru":
             return (0, node.used)
         if self._policy == "lfu":
@@ -265,7 +254,7 @@ class RadixTree:
     # --- invariants -------------------------------------------------------------------------
 
     def nodes(self) -> Iterator[Node]:
-        """All nodes but the root."""
+        """Yield all nodes but the root."""
         ahead = list(self.root.children.values())
         while ahead:
             node = ahead.pop()

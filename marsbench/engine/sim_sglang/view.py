@@ -49,7 +49,9 @@ class RadixView:
         return self._batch.running_turns()
 
     def cached_tokens(self, turn: TurnView) -> int:
-        """Prefix hit of a waiting turn if it were scheduled now, which marks it as used: so does SGLang."""
+        """Return the prefix hit of a waiting turn if it were scheduled now. Looking marks it as used,
+        as it does in SGLang.
+        """
         assert isinstance(turn, RadixTurn)
         if not self.looked:
             length = turn.num_tokens
