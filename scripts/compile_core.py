@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "compiled"
 SYSTEMS = ("vllm", "vllm-priority", "session-fcfs", "infercept", "continuum", "thunderagent",
-           "oracle", "mars")  # fmt: skip
+           "oracle", "mars", "sglang", "sglang-lpm", "sglang-priority")  # fmt: skip
 """Between them they use every branch of the core: pins, quanta, reordering, gates, tool slots."""
 
 LATE_S = 9_000

@@ -86,7 +86,7 @@ class Budget:
         self.chunk = chunk
         """Tokens of the step that are left."""
         self._now = 0
-        self._promised: float = 0
+        self._promised: float = 0.0
         for turn in running:
             self._promised += rest_of_answer(turn) * ratio
 

@@ -62,7 +62,6 @@ class Prefill:
         budget = Budget(tree, self._batch.running, ratio, config.max_num_batched_tokens)
         chunks: list[Chunk] = []
         preempted: list[RadixTurn] = []
-        self._begun = None
         if unfinished is not None:
             chunks.append(self._continue(unfinished, budget))
         for turn in queue.turns:
@@ -84,9 +83,10 @@ class Prefill:
             queue.turns = [turn for turn in queue.turns if turn not in taken]
         for turn in preempted:
             self._batch.requeue(turn, now_ps)
-        if self._begun is not None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
             assert self._batch.unfinished is None, "two unfinished prefills"
-            self._batch.unfinished = self._begun
+            self._batch.unfinished = begun
         self._allocate(chunks)
         return chunks
 
