@@ -12,7 +12,6 @@ SYSTEMS: dict[str, str] = {
     "mars-fixed-ttl": "mars_impl.policy.FIXED_TTL",
     "mars-one-threshold": "mars_impl.policy.ONE_THRESHOLD",
     "mars-longest-first": "mars_impl.policy.LONGEST_FIRST",
-    "mars-no-opportunity": "mars_impl.policy.NO_OPPORTUNITY",
     "mars-no-lending": "mars_impl.policy.NO_LENDING",
     "mars-no-slo": "mars_impl.policy.NO_SLO",
     "mars-no-tool-priority": "mars_impl.policy.NO_TOOL_PRIORITY",

@@ -89,8 +89,6 @@ class MarsControlPlane:
             others, memory, now_s,
             places=self.limit() - tops, flip=bool(self.params.longest_first) and self.cpu.on,
         )  # fmt: skip
-        if not chosen:
-            chosen = packing.opportunity(others, view, now_s)
         return chosen
 
     def limit(self) -> float:

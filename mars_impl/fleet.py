@@ -132,8 +132,6 @@ class MarsFleet:
         self._changed.clear()
         if new:
             chosen += self._enter(new, now_s, places=control.limit() - tops, flip=flip)
-        if full:
-            chosen += self._opportunities(waiting, new, chosen, view, now_s)
         return chosen
 
     def _look(self, replica: int, now_s: float) -> Memory:
@@ -237,38 +235,6 @@ class MarsFleet:
             memory.fits(packing.need(sessions[turn.session], self.params.entry_turns))
             for turn in new
         )
-
-    def _opportunities(
-        self,
-        waiting: dict[int, list[SessionView]],
-        new: Sequence[SessionView],
-        chosen: Sequence[SessionView],
-        view: SystemView,
-        now_s: float,
-    ) -> list[SessionView]:
-        """At each replica whose residents leave it idle, one other turn may run; see Packing."""
-        gone = {turn.session for turn in chosen}
-        busy = {self._homes.get(session) for session in gone}
-        left = [turn for turn in new if turn.session not in gone]
-        found: list[SessionView] = []
-        for position, replica in enumerate(self._live):
-            mars = self.replicas[replica]
-            if replica in busy or mars.state.busy > self.params.busy_high:
-                continue
-            own = [turn for turn in waiting.get(replica, ()) if turn.session not in gone]
-            if not own and not left:
-                continue
-            taken = mars.control.packing.opportunity(own, view.replicas[position], now_s)
-            if not taken and left:
-                packing = self.whole.control.packing
-                taken = packing.opportunity(left, view.replicas[position], now_s)
-                for turn in taken:
-                    left.remove(turn)
-                    info = self.whole.state.sessions[turn.session]
-                    self.replicas[replica].state.adopt(info)
-                    self._homes[turn.session] = replica
-            found += taken
-        return found
 
     # --- routing ---------------------------------------------------------------------------
 

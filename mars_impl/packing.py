@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mars_impl.lending import Lending
 from mars_impl.params import MarsParams
 from mars_impl.stream import SessionInfo, StreamState
-from marsbench.admission.base import SessionView, SystemView
+from marsbench.admission.base import SessionView
 
 STARVATION_S = 600.0
 """A session that has waited longer goes by its age (or three times what sessions like it take, if
@@ -208,21 +208,3 @@ class Packing:
         """
         alone_s = root.alone_s + self._state.classes.alone_left_s(root.first_prompt, root.turns)
         return 0.0 < self._params.slo * alone_s < now_s - root.arrival_s + left_s
-
-    def opportunity(
-        self, candidates: Sequence[SessionView], view: SystemView, now_s: float
-    ) -> list[SessionView]:
-        """Return at most one other turn that may run while residents wait for their tools and leave
-        the engine idle.
-
-        It gets only blocks that nobody runs on or has pinned, so residents lose nothing they keep.
-        """
-        if not self._params.opportunity or self._state.busy > self._params.busy_high:
-            return []
-        if view.num_running + view.num_waiting:
-            return []
-        free = view.free_blocks * self._block_size
-        sessions, growth = self._state.sessions, self._state.growth.mean
-        fit = [c for c in candidates if sessions[c.session].private + growth <= free]
-        ordered = self.by_time_left(fit, now_s)
-        return [min(ordered, key=lambda c: c.info.rank).view] if ordered else []

@@ -30,7 +30,6 @@ class MarsParams:
     coordinator: float = _param(1, "switch", "paper: session-based priority coordinator")
     retention: float = _param(1, "switch", "paper: opportunistic co-scheduler, KV retention")
     quanta: float = _param(1, "switch", "paper: prefill quanta by level; 0 = one threshold")
-    opportunity: float = _param(1, "switch", "paper: others may run while the engine is idle")
     longest_first: float = _param(0, "switch", "preview: longest-first under CPU overload")
     host_pins: float = _param(
         0, "switch", "ours: 1 = pin although host memory has what leaves the GPU"
@@ -48,9 +47,6 @@ class MarsParams:
     kv_target: float = _param(1.0, "share of KV", "ours: resident working sets fill the cache")
     host_places: float = _param(
         1.0, "share of KV", "ours: places that host memory makes, at most so much of the GPU's KV"
-    )
-    busy_high: float = _param(
-        0.88, "share of time", "ours: engine busier than this: no opportunism"
     )
     headroom_turns: float = _param(1, "turns", "ours: growth kept free for a resident session")
     entry_turns: float = _param(5, "turns", "ours: growth kept free to let a session in")

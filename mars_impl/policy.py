@@ -76,7 +76,7 @@ NO_KV_SIGNAL = ablation(
 STATIC_WINDOW = ablation(
     "mars-static-window",
     "a constant number of active sessions (default 8) instead of the adaptive window",
-    {"static_window": 8, "kv_signal": 0, "opportunity": 0},
+    {"static_window": 8, "kv_signal": 0},
     tunable={"static_window": WINDOWS},
     limits={"static_window": (1, 1024)},
 )
@@ -105,11 +105,6 @@ LONGEST_FIRST = ablation(
     "mars-longest-first",
     "under tool pressure the longest expected session enters first, as in the preview",
     {"longest_first": 1},
-)
-NO_OPPORTUNITY = ablation(
-    "mars-no-opportunity",
-    "nobody enters beside the resident sessions, even while the engine is idle",
-    {"opportunity": 0},
 )
 NO_TOOL_PRIORITY = ablation(
     "mars-no-tool-priority",

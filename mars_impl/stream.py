@@ -16,7 +16,7 @@ from marsbench.core import PS_PER_S
 from marsbench.events import Event, Kind, Status
 
 BUSY_WINDOW_S = 120.0
-"""Time constant of the busy shares of engine and tool cores."""
+"""Time constant of what turns took and of how busy the tool cores were."""
 WAIT_WEIGHT = 0.2
 """Weight of the newest wait for a tool slot, as in the preview; worth less than 0.5 %."""
 LEAST_SPARE = 0.02
@@ -93,15 +93,12 @@ class StreamState:
         self.now_s = 0.0
         self.tool_wait_s = 0.0
         """Moving average of the time tool calls wait for a slot."""
-        self.busy = 0.0
-        """Share of recent time in which the engine had a turn to work on."""
         self._alone_s = self._took_s = 1.0
         """Of recent turns: engine time each would have taken alone, and took."""
         self.tool_busy = 0.0
         """Share of the tool cores' recent time that calls have used; 0 where nobody tells."""
         self.cores_told = False
         """Whether anybody does."""
-        self._in_engine = 0
         self.shared_resident = 0
         """Largest shared prefix seen: resident once for all."""
         self._turn_s = turn_s
@@ -146,13 +143,11 @@ class StreamState:
     def adopt(self, info: SessionInfo) -> None:
         """Take in a session that goes on here."""
         self.sessions[info.session] = info
-        self._in_engine += info.phase == "engine"
         self.num_admitted += info.root == info.session and not math.isinf(info.rank)
 
     def release(self, session: int) -> SessionInfo:
         """Give away a session that goes on elsewhere; returns what is known of it."""
         info = self.sessions.pop(session)
-        self._in_engine -= info.phase == "engine"
         self.num_admitted -= info.root == info.session and not math.isinf(info.rank)
         return info
 
@@ -175,7 +170,6 @@ class StreamState:
             keep = math.exp(-span / BUSY_WINDOW_S)
             self._alone_s *= keep
             self._took_s *= keep
-            self.busy = keep * self.busy + (1.0 - keep) * float(self._in_engine > 0)
             self.now_s = now_s
 
     def _cores(self, event: Event) -> None:
@@ -219,7 +213,6 @@ class StreamState:
         self._moves(info, "ready", event)
 
     def _moves(self, info: SessionInfo, phase: str, event: Event) -> None:
-        self._in_engine += (phase == "engine") - (info.phase == "engine")
         info.phase = phase
         info.since_s = event.time_s
         info.judged_s = -math.inf

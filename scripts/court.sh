@@ -14,8 +14,7 @@ OUT=${OUT:-runs/court} JOBS=${JOBS:-2} MARSBENCH=${MARSBENCH:-marsbench} PYTHON=
 X=scripts/experiments/court.yaml
 CLOSE=${CLOSE:-vllm session-fcfs thunderagent progress-ttl continuum}
 TUNED=${TUNED:-static-tuned vllm-priority-tuned thunderagent-tuned continuum-tuned}
-ABLATIONS="mars-no-slo mars-no-control-plane mars-no-kv-signal mars-no-coordinator mars-no-retention mars-no-lending
-  mars-no-opportunity"
+ABLATIONS="mars-no-slo mars-no-control-plane mars-no-kv-signal mars-no-coordinator mars-no-retention mars-no-lending"
 
 places() { # NAME ARGUMENTS of every workload (of those in PLACES, if that is set)
   echo "trace -w ${TRACE:?set TRACE to a recorded trace} --tool-cores 16 ${LOADS:-}"

@@ -44,7 +44,6 @@ OFF = {"static_window", "fixed_ttl_s"}
 """0 means off: these replace a mechanism and are no matter of degree."""
 VALUES: dict[str, tuple[float, ...]] = {
     "kv_target": (0.8, 0.9, 1.1),
-    "busy_high": (0.5, 0.75, 1.0),
     "pin_share": (0.5, 0.75),
 }
 """Where half and twice the default would leave the range that makes sense."""

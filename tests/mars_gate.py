@@ -5,7 +5,7 @@ from __future__ import annotations
 from mars_impl.scheduler import Mars
 
 PLAIN = {"kv_target": 1, "headroom_turns": 1, "entry_turns": 1, "lend": 0,
-         "tick_s": 1, "opportunity": 1, "busy_high": 0.9}  # fmt: skip
+         "tick_s": 1}  # fmt: skip
 """A session needs its private tokens plus one turn of growth, 800 tokens a priori, of 16,000."""
 
 

@@ -79,7 +79,7 @@ def test_a_parent_and_its_sub_agent_that_do_not_fit_together_both_finish():
     """5600 + 4200 of 8000 tokens: the parent waits for the child, so the child must run."""
     child = Session("child", (Turn(4200, 20, tools=(ToolCall("t", "script", 0.5),)), Turn(50, 20)))
     parent = Session("parent", (Turn(5600, 20, children=(child,)), Turn(100, 20)))
-    for name in ("mars", "mars-no-opportunity", "mars-no-cpu-signal"):
+    for name in ("mars", "mars-no-cpu-signal"):
         log = run(name, [parent], [0.0], num_blocks=500)
         assert len(events(log, Kind.SESSION_END)) == 2
 
@@ -93,7 +93,7 @@ FINE = {"level_2": 800, "level_3": 2000,
     "name",
     ["mars-no-control-plane", "mars-no-cpu-signal", "mars-no-kv-signal", "mars-static-window",
      "mars-no-coordinator", "mars-no-retention", "mars-fixed-ttl", "mars-one-threshold",
-     "mars-longest-first", "mars-no-opportunity", "mars-no-lending", "mars-no-slo", "mars-no-tool-priority"],
+     "mars-longest-first", "mars-no-lending", "mars-no-slo", "mars-no-tool-priority"],
 )  # fmt: skip
 def test_every_ablation_takes_something_away(name):
     """On a trace with pressure on memory and on one tool core each ablation decides differently.

@@ -8,7 +8,7 @@ from mars_gate import ask, mars_of
 
 def let_in(build, host_blocks, **params):
     """Of six sessions of 6,000 tokens, those that have a place; the GPU holds 16,000 tokens."""
-    mars, story = mars_of(build, host_blocks=host_blocks, opportunity=0, **params)
+    mars, story = mars_of(build, host_blocks=host_blocks, **params)
     for session in range(6):
         story.arrive(session, 0.0, 6000).submit(session, 0.0).start(session, 0.0)
     for session in range(6):

@@ -8,7 +8,7 @@ from mars_gate import ask, mars_of
 
 def lending_case(build, waited_s, **params):
     """Session 0 (9000 tokens) is with its tools since 0 s; session 1 (9000) is suspended."""
-    mars, story = mars_of(build, opportunity=0, **{"lend": 1, **params})
+    mars, story = mars_of(build, **{"lend": 1, **params})
     for session in (0, 1):
         story.arrive(session, 0.0, 9000).submit(session, 0.0).start(session, 0.0)
         story.end(session, 0.0)

@@ -9,7 +9,7 @@ from mars_gate import ask, mars_of
 
 def resident_case(build, sizes, **params):
     """Sessions of these private sizes, admitted in this order, each with its next turn pending."""
-    mars, story = mars_of(build, opportunity=0, **params)
+    mars, story = mars_of(build, **params)
     for session, tokens in enumerate(sizes):
         story.arrive(session, 0.0, tokens).submit(session, 0.0).start(session, 0.0)
     for session, tokens in enumerate(sizes):
@@ -59,7 +59,7 @@ def test_a_suspended_session_near_its_end_comes_before_a_newcomer(build):
     """Sessions of the class have 10 turns in 100 s. With 9 done 10 s are left; a newcomer has 100 s
     before it. Room for one: 6800 of 9200 tokens.
     """
-    mars, story = mars_of(build, opportunity=0)
+    mars, story = mars_of(build)
     for _ in range(5):
         mars.state.classes.observe(6000, turns=10, private=0, active_s=100.0)
     for session in (0, 1):
@@ -83,7 +83,7 @@ def test_a_suspended_session_needs_room_to_grow_before_it_is_back(build):
 
 def test_shared_prefixes_count_once(build):
     """Three sessions of 6000 tokens share 4000: 4000 + 3 * (2000 + 800) = 12,400 fits."""
-    mars, story = mars_of(build, opportunity=0)
+    mars, story = mars_of(build)
     for session in range(3):
         story.arrive(session, 0.0, 6000).submit(session, 0.0)
         story.start(session, 0.0, cached=4000).end(session, 1.0)
@@ -105,7 +105,7 @@ def test_sub_agents_are_resident_with_their_root(build):
     """Parent 9000 and child 9000 tokens exceed the cache, but the parent cannot go on without the
     child: suspending it would stop both for ever.
     """
-    mars, story = mars_of(build, opportunity=0)
+    mars, story = mars_of(build)
     story.arrive(0, 0.0, 9000).submit(0, 0.0).end(0, 1.0)
     mars.state.sessions[0].resident = True
     story.arrive(1, 1.0, 9000, parent=0)
@@ -115,7 +115,7 @@ def test_sub_agents_are_resident_with_their_root(build):
 def test_a_sub_agent_brings_its_suspended_root_back(build):
     """Root 4000 and child 3000 tokens need 4800 + 3800: they enter beside 6800, not beside 9800."""
     for other, entered in ((6000, [1]), (9000, [])):
-        mars, story = mars_of(build, opportunity=0)
+        mars, story = mars_of(build)
         story.arrive(5, 0.0, other).submit(5, 0.0).start(5, 0.0)
         story.arrive(0, 0.0, 4000).submit(0, 0.0).end(0, 1.0)
         mars.state.sessions[5].resident = True
@@ -130,7 +130,7 @@ def test_turns_without_a_place_count_until_they_end(build):
     800 + 1000 do.
     """
     for tokens, entered in ((6400, []), (1000, [9])):
-        mars, story = mars_of(build, opportunity=0)
+        mars, story = mars_of(build)
         story.arrive(0, 0.0, 9000).submit(0, 0.0).start(0, 0.0)
         story.arrive(1, 0.0, 10).submit(1, 0.0)
         mars.state.sessions[1].resident = True
@@ -143,14 +143,14 @@ def test_turns_without_a_place_count_until_they_end(build):
 
 def test_newcomers_are_packed_by_projected_growth(build):
     """With 10 turns of 800 tokens ahead, 1000 tokens need 9000: the first fits, two do not."""
-    mars, story = mars_of(build, entry_turns=10, opportunity=0)
+    mars, story = mars_of(build, entry_turns=10)
     story.arrive(0, 0.0, 1000).arrive(1, 0.0, 1000)
     assert ask(mars, build, [(0, 0.0, 1000, 0), (1, 0.0, 1000, 0)], 0.0) == [0]
 
 
 def test_growth_ends_with_the_session(build):
     """The class is known to have 3 turns: 10 turns ahead count as 3, 1000 + 3*800 = 3400."""
-    mars, story = mars_of(build, entry_turns=10, opportunity=0)
+    mars, story = mars_of(build, entry_turns=10)
     for _ in range(5):
         mars.state.classes.observe(1000, turns=3, private=0, active_s=10.0)
     for session in range(6):
@@ -161,7 +161,7 @@ def test_growth_ends_with_the_session(build):
 
 def test_the_class_expected_to_be_shortest_enters_first(build):
     """64k-token tasks took 10 s, 1k-token tasks 500 s: the long prompt is the short session."""
-    mars, story = mars_of(build, opportunity=0, kv_signal=0)
+    mars, story = mars_of(build, kv_signal=0)
     for _ in range(20):
         mars.state.classes.observe(64_000, turns=3, private=0, active_s=10.0)
         mars.state.classes.observe(1000, turns=3, private=0, active_s=500.0)
@@ -174,7 +174,7 @@ def late_case(build, **params):
     """All sessions take 100 s alone and 200 s under load. Session 1 arrived at 0 s and has had 1 of its 10
     turns, session 2 is new.
     """
-    mars, story = mars_of(build, opportunity=0, kv_signal=0, **params)
+    mars, story = mars_of(build, kv_signal=0, **params)
     for _ in range(10):
         mars.state.classes.observe(1000, turns=10, private=0, active_s=200.0, alone_s=100.0)
     story.arrive(1, 0.0).submit(1, 0.0).end(1, 10.0).ready(1, 20.0, 1000, turn=1)
@@ -195,7 +195,7 @@ def test_who_can_no_longer_be_in_time_enters_last(build):
 
 def test_nobody_is_late_before_the_first_session_has_ended(build):
     """What a session takes alone is not known yet: the shortest prompt goes first."""
-    mars, story = mars_of(build, opportunity=0, kv_signal=0)
+    mars, story = mars_of(build, kv_signal=0)
     story.arrive(0, 0.0, 100).arrive(1, 500.0, 5000)
     assert ask(mars, build, [(1, 500.0, 5000, 0), (0, 0.0, 100, 0)], 599.0) == [0, 1]
 
@@ -212,7 +212,7 @@ def test_nobody_starves_behind_shorter_sessions(build):
     """After 600 s (and three times its own expected time) a session goes by arrival, and until it
     fits nobody passes it.
     """
-    mars, story = mars_of(build, opportunity=0, entry_turns=0)
+    mars, story = mars_of(build, entry_turns=0)
     for _ in range(5):
         mars.state.classes.observe(9000, turns=3, private=0, active_s=100.0)
         mars.state.classes.observe(100, turns=3, private=0, active_s=1.0)
@@ -228,7 +228,7 @@ def test_patience_follows_how_long_sessions_of_the_class_take(build):
     """Sessions of 9000 tokens take 500 s: one has waited too long after three times that, not after
     600 s. Until then a shorter one passes it.
     """
-    mars, story = mars_of(build, opportunity=0, entry_turns=0)
+    mars, story = mars_of(build, entry_turns=0)
     for _ in range(100):
         mars.state.classes.observe(9000, turns=3, private=0, active_s=500.0)
     story.arrive(0, 0.0, 12_000).submit(0, 0.0)
@@ -243,7 +243,7 @@ def test_patience_follows_how_long_sessions_of_the_class_take(build):
 
 def test_before_any_session_has_ended_the_starvation_bound_is_in_seconds(build):
     """A 20k-token prompt is not expected to take 20,000 s: it goes first after half an hour."""
-    mars, story = mars_of(build, opportunity=0, kv_signal=0)
+    mars, story = mars_of(build, kv_signal=0)
     story.arrive(0, 0.0, 20_000).arrive(1, 1790.0, 100)
     pending = [(1, 1790.0, 100, 0), (0, 0.0, 20_000, 0)]
     assert ask(mars, build, pending, 1800.0) == [0, 1]
@@ -253,14 +253,14 @@ def test_longest_first_under_tool_pressure_turns_the_order_around(build):
     """The preview's flip, as an ablation; without tool pressure the order stays."""
     pending = [(0, 0.0, 100, 0), (1, 0.0, 5000, 0)]
     for running, order in ((0, [0, 1]), (9, [1, 0])):
-        mars, story = mars_of(build, opportunity=0, kv_signal=0, longest_first=1)
+        mars, story = mars_of(build, kv_signal=0, longest_first=1)
         story.arrive(0, 0.0, 100).arrive(1, 0.0, 5000)
         assert ask(mars, build, pending, 1.0, tool_cores=1, tools_running=running) == order
 
 
 def test_a_static_window_replaces_the_adaptive_one(build):
     """Three places, one taken: two of four enter, whatever the tools do."""
-    mars, story = mars_of(build, static_window=3, kv_signal=0, opportunity=0)
+    mars, story = mars_of(build, static_window=3, kv_signal=0)
     story.arrive(0, 0.0).submit(0, 0.0)
     for session in range(1, 5):
         story.arrive(session, 0.0)
@@ -281,59 +281,3 @@ def test_without_the_control_plane_everything_enters(build):
     mars, story = mars_of(build, control_plane=0)
     story.arrive(0, 0.0, 10**6).arrive(1, 0.0, 10**6)
     assert ask(mars, build, [(1, 0.0, 10**6, 0), (0, 0.0, 10**6, 0)], 0.0) == [1, 0]
-
-
-# --- opportunism ------------------------------------------------------------------------------
-
-
-def opportunity_case(build, **params):
-    """Session 0 is with its tools; 1 and 2 are suspended with turns of 9000 and 4000 tokens."""
-    mars, story = mars_of(build, **params)
-    for session, tokens in enumerate((9000, 9000, 4000)):
-        story.arrive(session, 0.0, tokens).submit(session, 0.0).start(session, 0.0)
-    for session, tokens in ((0, 9000), (1, 9000), (2, 4000)):
-        story.end(session, 0.0)
-        if session:
-            story.ready(session, 0.0, tokens + 4000, turn=1)
-    mars.state.sessions[0].resident = True
-    mars.state.growth.mean = 800.0
-    return mars, story, [(2, 0.0, 8000, 1), (1, 0.0, 13_000, 1)]
-
-
-def test_an_idle_engine_takes_one_other_turn_into_free_blocks(build):
-    """Best rank first if it fits: with 14,000 free tokens session 1 (13,800), with 9600 session 2
-    (8800), with 8000 nobody.
-    """
-    for free_tokens, entered in ((14_000, [1]), (9600, [2]), (8000, [])):
-        mars, _, pending = opportunity_case(build)
-        assert ask(mars, build, pending, 1.0, free_blocks=free_tokens // 16) == entered
-
-
-def test_opportunism_needs_an_engine_without_turns(build):
-    """One turn running or waiting in the engine is enough to wait for."""
-    mars, _, pending = opportunity_case(build)
-    assert ask(mars, build, pending, 1.0, num_running=1) == []
-    assert ask(mars, build, pending, 1.0, num_waiting=1) == []
-
-
-def test_opportunism_needs_an_engine_that_was_idle_lately(build):
-    """After 600 s of work the busy share is 1 - e^-5 = 0.993 > 0.9: residents use the engine well."""
-    mars, story, pending = opportunity_case(build)
-    story.submit(0, 1.0, turn=1).end(0, 601.0, turn=1)
-    assert mars.state.busy > 0.9
-    assert ask(mars, build, pending, 601.0) == []
-    story.ready(0, 700.0, 9000, turn=2)
-    assert ask(mars, build, pending, 700.0) == [1], "0.993 * e^(-99/120) = 0.435"
-
-
-def test_a_newcomer_may_be_the_one(build):
-    """Suspended sessions come first, then the backlog."""
-    mars, story, pending = opportunity_case(build)
-    story.arrive(9, 0.0, 500)
-    assert ask(mars, build, [*pending, (9, 0.0, 500, 0)], 1.0, free_blocks=100) == [9]
-
-
-def test_no_opportunism_means_nobody_beside_the_residents(build):
-    """The ablation leaves the engine idle."""
-    mars, _, pending = opportunity_case(build, opportunity=0)
-    assert ask(mars, build, pending, 1.0) == []

@@ -103,14 +103,6 @@ def test_the_first_prompt_of_a_live_agent_comes_with_its_first_turn(story, state
     assert state.sessions[0].first_prompt == 900
 
 
-def test_busy_is_the_recent_share_of_time_with_work_in_the_engine(story, state):
-    """Time constant 120 s: 120 s of work give 1 - 1/e, 240 s of idleness after that e^-2 of it."""
-    story.arrive(0, 0.0).submit(0, 0.0).submit(1, 60.0).end(1, 90.0).end(0, 120.0)
-    assert state.busy == pytest.approx(1 - math.exp(-1))
-    story.ready(0, 360.0, 1100, turn=1)
-    assert state.busy == pytest.approx((1 - math.exp(-1)) * math.exp(-2))
-
-
 def test_spare_speed_is_how_long_turns_take_beyond_their_time_alone(story, state):
     """1000 tokens and 50 made take 1 + 1 s alone. Taking 2 s of 120 leaves nothing to want: 1. Taking
     8 s of the next 120: (2/e + 2)/(2/e + 8), with what it began at, 1 and 1, worn to e^-2 of it.
@@ -137,12 +129,6 @@ def test_time_alone_leaves_out_waits_and_what_was_lost_from_the_cache(story, sta
     story.ready(0, 222.0, 800, turn=2).submit(0, 222.0, turn=2)
     story.end(0, 225.0, turn=2, prefilled_tokens=800, output_tokens=50)
     assert state.sessions[0].alone_s == pytest.approx(6.55 + 2.0 + 1.8)
-
-
-def test_a_session_that_ends_in_the_engine_leaves_it(story, state):
-    """A request cut off has no end of its turn: the engine is idle all the same."""
-    story.arrive(0, 0.0).submit(0, 0.0).done(0, 10.0).arrive(1, 10.0).done(1, 1000.0)
-    assert state.busy < 1e-3
 
 
 def test_busy_tool_cores_are_told_by_telemetry(story, state):
