@@ -2,6 +2,7 @@
 
 SYSTEMS: dict[str, str] = {
     "mars": "mars_impl.policy.MARS",
+    "mars-sglang": "mars_impl.policy.MARS_SGLANG",
     "mars-preview": "mars_impl.preview.PREVIEW",
     "mars-no-control-plane": "mars_impl.policy.NO_CONTROL_PLANE",
     "mars-no-cpu-signal": "mars_impl.policy.NO_CPU_SIGNAL",

@@ -132,6 +132,7 @@ class ClassModel:
         self._left: dict[tuple[int, int], float] = {}
         self._active: dict[int, float] = {}
         self._alone: dict[int, float] = {}
+        self._shared: dict[tuple[int, int], int] = {}
 
     @staticmethod
     @lru_cache(maxsize=4096)
@@ -159,6 +160,16 @@ class ClassModel:
         if key not in self._classes:
             self._classes[key] = deque(maxlen=self._history)
         self._classes[key].append(done)
+
+    def observe_shared(self, first_prompt: int, turn: int, tokens: int) -> None:
+        """Learn how many leading tokens of a session's prompt others had computed at this turn."""
+        self._shared[self.key(first_prompt), turn] = tokens
+
+    def shared(self, first_prompt: int, turn: int) -> int:
+        """Return how many leading tokens the last session of the class shared with others at this
+        turn; 0 where none has told.
+        """
+        return self._shared.get((self.key(first_prompt), turn), 0)
 
     def _members(self, first_prompt: int) -> deque[_Finished]:
         own = self._classes.get(self.key(first_prompt))

@@ -100,7 +100,7 @@ class MarsFleet:
         state = self.replicas[replica].state
         for session in list(state.sessions):
             info = state.release(session)
-            info.resident = False
+            info.resident = False  # and of no replica's residents
             self._homes.pop(session, None)
 
     # --- admission -------------------------------------------------------------------------
@@ -191,9 +191,10 @@ class MarsFleet:
         home = self._homes.get(info.session)
         if home is not None:
             self.replicas[home].state.release(info.session)
-        self.replicas[replica].state.adopt(info)
+        state = self.replicas[replica].state
+        state.adopt(info)
+        state.seat(info)
         self._homes[info.session] = replica
-        info.resident = True
         self._memory[replica].resident += need
 
     def _enter(

@@ -82,7 +82,14 @@ class Packing:
         if turns > 1.0:  # whoever is unfinished is expected to have at least one more
             left = self._state.classes.remaining_turns(info.first_prompt, info.turns)
             turns = min(turns, left)
-        return info.private + self._state.growth.mean * turns
+        return self._private(info) + self._state.growth.mean * turns
+
+    def _private(self, info: SessionInfo) -> int:
+        """Tokens of KV of its own. Before its turn runs, as many are others' as of its class usually."""
+        if info.phase != "ready":
+            return info.private
+        usual = self._state.classes.shared(info.first_prompt, info.turns)
+        return max(info.context - max(info.shared, usual), 0)
 
     # --- who stays ---------------------------------------------------------------------------
 
@@ -92,32 +99,30 @@ class Packing:
         The highest rank always stays. Whoever lends its memory loses its place at once, others at
         the end of their turn: the next one waits at the gate, and their KV goes first in eviction.
         """
-        sessions = self._state.sessions.values()
+        state = self._state
         memory = Memory(
             self._share * num_blocks * self._block_size,
-            float(self._state.shared_resident),
+            float(state.shared_resident),
         )
         limited, headroom = bool(self._params.kv_signal), self._params.headroom_turns
         first = True
-        for info in sorted([info for info in sessions if info.top.resident], key=_by_rank):
+        members = [info for info in state.residents.values() if info.top is info]
+        members += [info for info in state.sub_agents.values() if info.top.resident]
+        for info in sorted(members, key=_by_rank):
             root = info.top
             if not root.resident:
                 continue  # its root was suspended in this walk
             if info.phase == "tool" and not info.children and self._lending.pays(info, now_s):
-                info.resident = False
+                state.unseat(info)
                 continue
             need = self.need(info, headroom)
             if first or info is not root or not limited or memory.fits(need):
                 memory.resident += need
                 first = False
             else:
-                root.resident = False
+                state.unseat(root)
         memory.borrowed = sum(
-            [
-                float(info.private)
-                for info in sessions
-                if info.phase == "engine" and not info.top.resident
-            ]
+            [float(info.private) for info in state.in_engine.values() if not info.top.resident]
         )
         return memory
 
@@ -139,7 +144,7 @@ class Packing:
         chosen: list[SessionView] = []
         if not candidates:
             return chosen
-        alone = not any(info.resident for info in self._state.sessions.values())
+        alone = not self._state.residents
         if not any(self._may_enter(c, memory, places, alone=alone) for c in candidates):
             return chosen  # whatever their order: nobody leaves while others enter
         for candidate in self.by_time_left(candidates, now_s, flip=flip):
@@ -159,7 +164,7 @@ class Packing:
             chosen.append(candidate.view)
             memory.resident += need
             places -= fresh
-            root.resident = True
+            self._state.seat(root)
             alone = False
         return chosen
 
@@ -174,7 +179,8 @@ class Packing:
             return False
         if not self._params.kv_signal:
             return True
-        return memory.fits(info.private) and memory.fits(self.need(info, self._params.entry_turns))
+        need = self.need(info, self._params.entry_turns)
+        return memory.fits(self._private(info)) and memory.fits(need)
 
     def by_time_left(
         self, candidates: Sequence[SessionView], now_s: float, *, flip: bool = False

@@ -58,6 +58,16 @@ MARS = System(
     limits={"kv_target": (0.3, 1.5), "entry_turns": (0.0, 100.0), "lend": (0.0, 64.0)},
     fleet=build_fleet,
 )
+SGLANG_RULES: dict[str, int | str] = {"rules": "sglang", "block_size": 1}
+"""What ``sim`` has to be told to schedule as SGLang does: its rules and its page size."""
+MARS_SGLANG = replace(
+    MARS,
+    name="mars-sglang",
+    summary="MARS inside SGLang instead of vLLM",
+    engines=("sglang-core", "sglang", "sim"),
+    engine=SGLANG_RULES,
+    fleet=None,
+)
 NO_CONTROL_PLANE = ablation(
     "mars-no-control-plane",
     "every turn enters the engine at once, tool calls share the cores",

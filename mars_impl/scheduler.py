@@ -88,7 +88,7 @@ class Mars:
         if not self._admits and event.kind == Kind.GPU_SUBMIT:
             info = self.state.sessions.get(event.session)
             if info is not None:
-                info.top.resident = True
+                self.state.seat(info.top)
 
     # --- control plane ---------------------------------------------------------------------
 

@@ -84,6 +84,12 @@ class StreamState:
         """``turn_s``: seconds of a turn alone, by tokens prefilled, of the prompt and made."""
         self.sessions: dict[int, SessionInfo] = {}
         """Unfinished sessions."""
+        self.residents: dict[int, SessionInfo] = {}
+        """Those that were given a place in memory; their sub-agents share it."""
+        self.in_engine: dict[int, SessionInfo] = {}
+        """Those with a turn there."""
+        self.sub_agents: dict[int, SessionInfo] = {}
+        """Those whose root is unfinished."""
         self.num_admitted = 0
         """Unfinished top-level sessions that have a rank."""
         self.growth = Growth()
@@ -143,13 +149,34 @@ class StreamState:
     def adopt(self, info: SessionInfo) -> None:
         """Take in a session that goes on here."""
         self.sessions[info.session] = info
+        if info.resident:
+            self.residents[info.session] = info
+        if info.phase == "engine":
+            self.in_engine[info.session] = info
+        if info.top is not info:
+            self.sub_agents[info.session] = info
         self.num_admitted += info.root == info.session and not math.isinf(info.rank)
 
     def release(self, session: int) -> SessionInfo:
         """Give away a session that goes on elsewhere; returns what is known of it."""
-        info = self.sessions.pop(session)
+        info = self._forget(session)
         self.num_admitted -= info.root == info.session and not math.isinf(info.rank)
         return info
+
+    def seat(self, info: SessionInfo) -> None:
+        """Give a session a place in memory."""
+        info.resident = True
+        self.residents[info.session] = info
+
+    def unseat(self, info: SessionInfo) -> None:
+        """Take a session's place away, if it has one."""
+        info.resident = False
+        self.residents.pop(info.session, None)
+
+    def _forget(self, session: int) -> SessionInfo:
+        for known in (self.residents, self.in_engine, self.sub_agents):
+            known.pop(session, None)
+        return self.sessions.pop(session)
 
     def waited_for_slot(self, seconds: float) -> None:
         """Learn that a tool call started after so long in the queue."""
@@ -193,7 +220,9 @@ class StreamState:
             info.root = holder.root
             info.rank = holder.rank
             info.top = self.sessions.get(info.root, info)
-            info.top.children += info.top is not info
+            if info.top is not info:
+                info.top.children += 1
+                self.sub_agents[info.session] = info
         else:
             info.order = float(next(self.ranks))
         self.sessions[event.session] = info
@@ -213,6 +242,10 @@ class StreamState:
         self._moves(info, "ready", event)
 
     def _moves(self, info: SessionInfo, phase: str, event: Event) -> None:
+        if phase == "engine":
+            self.in_engine[info.session] = info
+        else:
+            self.in_engine.pop(info.session, None)
         info.phase = phase
         info.since_s = event.time_s
         info.judged_s = -math.inf
@@ -239,6 +272,7 @@ class StreamState:
             grown = info.last_prompt - info.previous_prompt
             self.growth.revise(grown, grown - (cached - info.shared))
         info.shared = cached
+        self.classes.observe_shared(info.first_prompt, info.turns, cached)
         self.shared_resident = max(self.shared_resident, cached)
 
     def _turn_end(self, info: SessionInfo, event: Event) -> None:
@@ -254,7 +288,7 @@ class StreamState:
 
     def _end(self, info: SessionInfo, event: Event) -> None:
         self._moves(info, "done", event)
-        del self.sessions[info.session]
+        self._forget(info.session)
         if info.top is not info:
             info.top.children -= 1
         elif info.children:
@@ -272,9 +306,10 @@ class StreamState:
 
     def _orphan(self, root: SessionInfo) -> None:
         """Sub-agents that outlive their root are on their own."""
-        for info in self.sessions.values():
+        for info in list(self.sub_agents.values()):
             if info.top is root:
                 info.top = info
+                del self.sub_agents[info.session]
 
     def _tool_queued(self, info: SessionInfo, event: Event) -> None:
         info.calls[event.call] = (event.name, math.inf)

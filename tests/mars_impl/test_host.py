@@ -13,7 +13,7 @@ def let_in(build, host_blocks, **params):
         story.arrive(session, 0.0, 6000).submit(session, 0.0).start(session, 0.0)
     for session in range(6):
         story.end(session, 1.0).ready(session, 2.0, 6000, turn=1)
-        mars.state.sessions[session].resident = True
+        mars.state.seat(mars.state.sessions[session])
     mars.state.growth.mean = 800.0
     return ask(mars, build, [(n, 0.0, 6000, 1) for n in range(6)], 2.0)
 

@@ -13,7 +13,7 @@ def lending_case(build, waited_s, **params):
         story.arrive(session, 0.0, 9000).submit(session, 0.0).start(session, 0.0)
         story.end(session, 0.0)
     story.ready(1, 0.0, 9000, turn=1)
-    mars.state.sessions[0].resident = True
+    mars.state.seat(mars.state.sessions[0])
     mars.state.growth.mean = 800.0
     for seconds in waited_s:
         mars.state.waits.observe(seconds)

@@ -14,7 +14,7 @@ def resident_case(build, sizes, **params):
         story.arrive(session, 0.0, tokens).submit(session, 0.0).start(session, 0.0)
     for session, tokens in enumerate(sizes):
         story.end(session, 1.0).ready(session, 2.0, tokens, turn=1)
-        mars.state.sessions[session].resident = True
+        mars.state.seat(mars.state.sessions[session])
     mars.state.growth.mean = 800.0
     return mars, [(n, 0.0, tokens, 1) for n, tokens in reversed(list(enumerate(sizes)))]
 
@@ -66,7 +66,7 @@ def test_a_suspended_session_near_its_end_comes_before_a_newcomer(build):
         story.arrive(session, 0.0, 6000).submit(session, 0.0).start(session, 0.0)
         story.end(session, 1.0).ready(session, 2.0, 6000, turn=1)
     story.arrive(9, 2.0, 6000)
-    mars.state.sessions[0].resident = True
+    mars.state.seat(mars.state.sessions[0])
     mars.state.sessions[1].turns = 9
     mars.state.growth.mean = 800.0
     pending = [(9, 2.0, 6000, 0), (0, 0.0, 6000, 1), (1, 0.0, 6000, 1)]
@@ -77,7 +77,7 @@ def test_a_suspended_session_needs_room_to_grow_before_it_is_back(build):
     """Beside 6800 tokens 3 turns ahead need 6000 + 2400 = 8400 of the 9200 left, 5 turns 10,000."""
     for entry_turns, entered in ((3, [0, 1]), (5, [0])):
         mars, pending = resident_case(build, (6000, 6000), entry_turns=entry_turns)
-        mars.state.sessions[1].resident = False
+        mars.state.unseat(mars.state.sessions[1])
         assert ask(mars, build, pending, 2.0) == entered
 
 
@@ -88,7 +88,7 @@ def test_shared_prefixes_count_once(build):
         story.arrive(session, 0.0, 6000).submit(session, 0.0)
         story.start(session, 0.0, cached=4000).end(session, 1.0)
         story.ready(session, 2.0, 6000, turn=1)
-        mars.state.sessions[session].resident = True
+        mars.state.seat(mars.state.sessions[session])
     mars.state.growth.mean = 800.0
     pending = [(n, 0.0, 6000, 1) for n in range(3)]
     assert ask(mars, build, pending, 2.0) == [0, 1, 2]
@@ -107,7 +107,7 @@ def test_sub_agents_are_resident_with_their_root(build):
     """
     mars, story = mars_of(build)
     story.arrive(0, 0.0, 9000).submit(0, 0.0).end(0, 1.0)
-    mars.state.sessions[0].resident = True
+    mars.state.seat(mars.state.sessions[0])
     story.arrive(1, 1.0, 9000, parent=0)
     assert ask(mars, build, [(1, 1.0, 9000, 0)], 1.0) == [1]
 
@@ -118,7 +118,7 @@ def test_a_sub_agent_brings_its_suspended_root_back(build):
         mars, story = mars_of(build)
         story.arrive(5, 0.0, other).submit(5, 0.0).start(5, 0.0)
         story.arrive(0, 0.0, 4000).submit(0, 0.0).end(0, 1.0)
-        mars.state.sessions[5].resident = True
+        mars.state.seat(mars.state.sessions[5])
         story.arrive(1, 1.0, 3000, parent=0)
         mars.state.growth.mean = 800.0
         assert ask(mars, build, [(1, 1.0, 3000, 0)], 1.0) == entered
@@ -133,7 +133,7 @@ def test_turns_without_a_place_count_until_they_end(build):
         mars, story = mars_of(build)
         story.arrive(0, 0.0, 9000).submit(0, 0.0).start(0, 0.0)
         story.arrive(1, 0.0, 10).submit(1, 0.0)
-        mars.state.sessions[1].resident = True
+        mars.state.seat(mars.state.sessions[1])
         story.arrive(9, 1.0, tokens)
         assert ask(mars, build, [(9, 1.0, tokens, 0)], 1.0, num_running=2) == entered
 
@@ -218,7 +218,7 @@ def test_nobody_starves_behind_shorter_sessions(build):
         mars.state.classes.observe(100, turns=3, private=0, active_s=1.0)
     story.arrive(0, 0.0, 12_000).submit(0, 0.0)
     story.arrive(1, 0.0, 9000).arrive(2, 1.0, 100)
-    mars.state.sessions[0].resident = True
+    mars.state.seat(mars.state.sessions[0])
     pending = [(2, 590.0, 100, 0), (1, 0.0, 9000, 0)]
     assert ask(mars, build, pending, 601.0) == []
     assert ask(mars, build, pending, 599.0) == [2]
@@ -233,7 +233,7 @@ def test_patience_follows_how_long_sessions_of_the_class_take(build):
         mars.state.classes.observe(9000, turns=3, private=0, active_s=500.0)
     story.arrive(0, 0.0, 12_000).submit(0, 0.0)
     story.arrive(1, 0.0, 9000).arrive(2, 1.0, 100)
-    mars.state.sessions[0].resident = True
+    mars.state.seat(mars.state.sessions[0])
     pending = [(2, 1400.0, 100, 0), (1, 0.0, 9000, 0)]
     for _ in range(100):
         mars.state.classes.observe(100, turns=3, private=0, active_s=500.0)
@@ -281,3 +281,30 @@ def test_without_the_control_plane_everything_enters(build):
     mars, story = mars_of(build, control_plane=0)
     story.arrive(0, 0.0, 10**6).arrive(1, 0.0, 10**6)
     assert ask(mars, build, [(1, 0.0, 10**6, 0), (0, 0.0, 10**6, 0)], 0.0) == [1, 0]
+
+
+def test_a_newcomer_is_expected_to_share_what_its_class_does(build):
+    """Prompts of 9,000 tokens, of which the last session found 8,000 computed: of 16,000, 8,000 are the
+    shared ones and 1,000 its own, and the next needs 1,000 + 800, so three more fit beside it.
+    """
+    mars, story = mars_of(build)
+    story.arrive(0, 0.0, 9000).submit(0, 0.0).start(0, 0.0, cached=8000).end(0, 1.0)
+    mars.state.seat(mars.state.sessions[0])
+    for session in range(1, 6):
+        story.arrive(session, 1.0, 9000)
+    assert ask(mars, build, [(n, 1.0, 9000, 0) for n in range(1, 6)], 1.0) == [1, 2, 3]
+
+
+def test_agents_that_started_together_are_expected_to_share_what_one_of_them_found(build):
+    """Both first turns found nothing. At its second turn of 12,000 tokens session 0 finds 11,500 of them,
+    which its own 8,040 do not explain, so session 1 enters for its own second turn, too.
+    """
+    mars, story = mars_of(build)
+    for session in (0, 1):
+        story.arrive(session, 0.0, 8000).submit(session, 0.0).start(session, 0.0, cached=0)
+        story.end(session, 1.0, output_tokens=40).ready(session, 2.0, 12_000, turn=1)
+    mars.state.growth.mean = 800.0
+    assert ask(mars, build, [(0, 0.0, 12_000, 1), (1, 0.0, 12_000, 1)], 2.0) == [0]
+    story.submit(0, 2.0, turn=1).start(0, 2.0, turn=1, cached=11_500)
+    mars.state.growth.mean = 800.0
+    assert ask(mars, build, [(1, 0.0, 12_000, 1)], 3.0) == [1]

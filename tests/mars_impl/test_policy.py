@@ -41,7 +41,7 @@ def built(build, name, **params) -> Mars:
 def test_every_registered_system_has_its_name():
     """The table, the object and the list of ablations agree."""
     assert [load("SYSTEMS", name).name for name in SYSTEMS] == list(SYSTEMS)
-    assert set(SYSTEMS) == {*CHANGES, "mars-preview"}
+    assert set(SYSTEMS) == {*CHANGES, "mars-preview", "mars-sglang"}
 
 
 @pytest.mark.parametrize("name", CHANGES)

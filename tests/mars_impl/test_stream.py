@@ -216,3 +216,31 @@ def test_admitted_sessions_are_counted_without_sub_agents(story, state):
     assert state.num_admitted == 2
     story.done(2, 3.0).done(0, 3.0)
     assert state.num_admitted == 1
+
+
+def test_who_has_a_place_and_who_is_in_the_engine_is_kept_by_name(story, state):
+    """A root with a place and a sub-agent, both with a turn; the root ends first, then all is empty."""
+    story.arrive(0, 0.0).submit(0, 0.0)
+    state.seat(state.sessions[0])
+    story.end(0, 1.0).arrive(1, 1.0, parent=0).submit(1, 1.0)
+    assert (set(state.residents), set(state.in_engine), set(state.sub_agents)) == ({0}, {1}, {1})
+    story.done(0, 2.0)
+    assert (set(state.residents), set(state.in_engine), set(state.sub_agents)) == (
+        set(),
+        {1},
+        set(),
+    )
+    story.done(1, 3.0)
+    assert {**state.sessions, **state.in_engine} == {}
+
+
+def test_a_session_that_goes_on_elsewhere_takes_its_place_along(story, state):
+    """Released with a place and a turn, it is nowhere here; adopted again, it is where it was."""
+    story.arrive(0, 0.0).submit(0, 0.0)
+    state.seat(state.sessions[0])
+    info = state.release(0)
+    assert {**state.sessions, **state.residents, **state.in_engine} == {}
+    state.adopt(info)
+    assert (set(state.residents), set(state.in_engine)) == ({0}, {0})
+    state.unseat(info)
+    assert (info.resident, state.residents) == (False, {})
