@@ -19,10 +19,10 @@ profile=$out/profile.yaml
 live() { # NAME WORKLOAD SESSIONS SYSTEM...
   local name=$1 workload=$2 sessions=$3
   shift 3
-  [[ -f $out/$name/done ]] && return
+  [[ -f $out/$name.done ]] && return
   marsbench run --driver openhands --engine vllm --workload "$workload" "${@/#/--system=}" --profile "$profile" \
     --sessions "$sessions" --seeds 1 --tool-cores 1 --overwrite --out "$out/$name"
-  touch "$out/$name/done"
+  touch "$out/$name.done"
 }
 live one tasks-quick 1 vllm
 live eight tasks-quick 8 vllm mars
@@ -33,9 +33,9 @@ for name in one eight mixed thirty-two; do
 done
 marsbench compare "$out/eight" --decisions
 
-if [[ ! -f $out/pressured/done ]]; then
+if [[ ! -f $out/pressured.done ]]; then
   marsbench run scripts/experiments/openhands-cpu.yaml --overwrite --out "$out/pressured"
-  touch "$out/pressured/done"
+  touch "$out/pressured.done"
 fi
 marsbench compare "$out/pressured" --decisions
 marsbench compare "$out/pressured"
