@@ -26,7 +26,8 @@ SGLANG = System(
     engines=ENGINES,
     engine=RULES,
     tunable={
-        "schedule_policy": ("fcfs", "lpm", "hrrn", "shortest-prefill-first"),
+        # not shortest-prefill-first, under which SGLang can run out of memory and stop
+        "schedule_policy": ("fcfs", "lpm", "hrrn"),
         "prefill_decode_interval": (0, 4, 16),
         "max_num_batched_tokens": (2048, 8192),
         "radix_eviction_policy": ("lru", "tlru"),

@@ -119,11 +119,19 @@ def compare_runs(one: Path, other: Path) -> dict[str, Agreement]:
 
 
 def compare_systems(run: Path) -> dict[str, Agreement]:
-    """``A | B`` -> agreement: the first cell of live agents in a run folder with each of the others."""
+    """``A | B`` -> agreement of cells of live agents in a run folder that had the same sessions, as the
+    systems of a seed have: the first of them with each of the others. A cell whose sessions no other
+    had is compared with the first of all.
+    """
     first, *others = _cells(run)
     if not others:
         raise ResultsError(f"{run}: has one cell of live agents only; name another run beside it")
-    return {f"{first} | {name}": _compared(run, first, run, name) for name in others}
+    alike: dict[frozenset[str], list[str]] = {}
+    for name in (first, *others):
+        alike.setdefault(frozenset(read_decisions(run / FOLDER / name / FILE)), []).append(name)
+    pairs = [(names[0], name) for names in alike.values() for name in names[1:]]
+    pairs += [(first, names[0]) for names in alike.values() if len(names) == 1 and names != [first]]
+    return {f"{one} | {other}": _compared(run, one, run, other) for one, other in pairs}
 
 
 def _cells(run: Path) -> list[str]:

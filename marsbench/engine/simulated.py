@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from marsbench.engine.base import CoreListener, EngineConfig
 from marsbench.engine.cost import StepCost
-from marsbench.engine.parity import TracedCore
 from marsbench.engine.sim.core import SimCore
 from marsbench.engine.sim_sglang.core import RadixCore
 from marsbench.errors import EngineError
@@ -16,7 +15,7 @@ RULES: dict[str, type[SimCore | RadixCore]] = {"vllm": SimCore, "sglang": RadixC
 
 def simulated(
     config: EngineConfig, cost: StepCost, policies: Policies, listener: CoreListener
-) -> TracedCore:
+) -> SimCore | RadixCore:
     """Make the core of one run (an ``engine.virtual.CoreFactory``)."""
     core = RULES.get(config.rules)
     if core is None:

@@ -59,3 +59,18 @@ def test_cells_are_paired_by_name(tmp_path):
         compare_runs(one, empty)
     with pytest.raises(ResultsError, match="one cell of live agents only"):
         compare_systems(two)
+
+
+def test_systems_are_compared_on_the_sessions_of_a_seed(tmp_path):
+    """Two seeds of two systems are two comparisons; a cell of sessions of its own is held against the first."""
+    for cell, session in (("mars-1", "a"), ("mars-2", "b"), ("vllm-3", "a"), ("vllm-4", "b")):
+        (tmp_path / "agents" / cell).mkdir(parents=True)
+        write_decisions(tmp_path / "agents" / cell / "decisions.jsonl", {session: [ASK]})
+    found = compare_systems(tmp_path)
+    assert list(found) == ["mars-1 | vllm-3", "mars-2 | vllm-4"]
+    assert all(agreed.same for agreed in found.values())
+    write_decisions(tmp_path / "agents" / "vllm-4" / "decisions.jsonl", {"c": [ASK]})
+    assert [name for name, agreed in compare_systems(tmp_path).items() if not agreed.same] == [
+        "mars-1 | mars-2",
+        "mars-1 | vllm-4",
+    ]
