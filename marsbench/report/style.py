@@ -32,7 +32,7 @@ COLORS = (
     "#7f7f7f", "#b5484d",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h")
-"""One more than there are colours, so that the same pair comes back only after all of them."""
+"""One more than there are colours, so that the same pair does not come back soon."""
 DASHES = ("-", "--", "-.")
 
 VARIANTS = {"-tuned": "--", "-best": ":"}
@@ -83,7 +83,9 @@ def looks(systems: Iterable[str]) -> dict[str, Look]:
     found = {}
     for name, (base, dash) in bases.items():
         place = places[base]
-        look = Look(COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)], dash)
+        # every third round of colours begins one later, so that its first is not as the first of all
+        color = COLORS[(place + place // (3 * len(COLORS))) % len(COLORS)]
+        look = Look(color, MARKERS[place % len(MARKERS)], dash)
         if len(runs) > 1:  # the same system in two runs: another line for each
             look = replace(look, dash=DASHES[runs.index(name.partition(" @ ")[2]) % len(DASHES)])
         found[name] = look
